@@ -1,0 +1,1 @@
+"""What carries a run out. Knows no net, dataset or metric by name."""

@@ -1,0 +1,63 @@
+"""The command lines of the root scripts: flags of their own, and any parameter by its dotted name. No torch."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from params import parse_overrides
+
+from utils import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors, and whose unknown --flags are parameters."""
+
+    def __init__(self, name: str, doc: str | None):
+        super().__init__(
+            prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{self.prog}: {message}; see python {self.prog} --help")
+
+    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+        """(flags, nested dictionary of the parameters changed)."""
+        own, others = [], []
+        words = list(argv)
+        while words:
+            word = words.pop(0)
+            if word == "--":
+                own += [word, *words]
+                break
+            if not word.startswith("--") or word.split("=")[0] in self._option_string_actions:
+                own.append(word)
+                continue
+            others.append(word)
+            if "=" not in word and words and not words[0].startswith("--"):
+                others.append(words.pop(0))
+        return self.parse_args(own), parse_overrides(others)
+
+
+def train_parser(doc: str | None) -> Parser:
+    """The flags of train.py."""
+    parser = Parser("train.py", doc)
+    add = parser.add_argument
+    add("folder", nargs="?", help="the experiment folder (the same as --model_dir)")
+    add("--model_dir", metavar="M", help="the experiment folder, holding params.json")
+    add("--data_dir", metavar="D", help="dataset folder: {train,valid,test}/CLASS/IMAGE; the folder remembers it")
+    add("--base", metavar="B", help="start the new folder M from this folder or JSON file")
+    add("--restore_file", metavar="W", help="start from weights: best, last, a file or an experiment folder")
+    add("--extend", type=float, metavar="N", help="N epochs on top of a finished run's num_epochs")
+    add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
+    add("--resume", action="store_true", help="fail when there is nothing to resume")
+    add(
+        "--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed"
+    )
+    add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
+    add("--scratch_dir", type=Path, metavar="DIR", help="checkpoints and events go there, linked from the folder")
+    add("--cache_dir", type=Path, metavar="DIR", help="decoded images go there (default: .cache beside the data)")
+    add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
+    parser.epilog = (
+        "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
+    )
+    return parser

@@ -1,0 +1,169 @@
+"""Commit, verify, restore: the one place that writes resumable state and exported weights.
+
+`checkpoints/manifest.json` is the commit record. It names, for `last`, `previous`, `best` and the kept
+epochs, a file and its SHA-256. State files are never overwritten: a new one is written and made durable,
+then the manifest is replaced, then files that it no longer names are removed. A crash at any instant
+leaves the old commit or the new one.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from engine.folder import FORMAT, MANIFEST, read_manifest
+from include import CHECKPOINTS, EXIT_DAMAGED
+from utils import UserError, to_json, write_atomic
+
+
+class Checkpoints:
+    """The resumable state of one experiment folder, under `checkpoints/`."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / CHECKPOINTS
+
+    def manifest(self) -> dict[str, Any]:
+        """The last commit, or {} when there is none. UserError (exit 3) when it is there and unreadable."""
+        return read_manifest(self.path)
+
+    def commit(self, state: dict[str, Any], *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
+        """Make `state` the state to resume from. `epoch_done`: it stands right after an evaluation."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        old = self.manifest()
+        kind = f"epoch_{state['epoch']:04d}" if epoch_done else f"step_{state['step']:08d}_{state['phase']}"
+        entry = self._write(f"{kind}.pt", state)
+        epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
+        epochs = [e for i, e in enumerate(epochs) if e not in epochs[i + 1 :]][-keep_last or len(epochs) :]
+        manifest = {
+            "format": FORMAT,
+            "last": entry,
+            "previous": old.get("last"),
+            "best": entry if is_best else old.get("best"),
+            "epochs": epochs if keep_last else [],
+            "num_epochs": state["num_epochs"],
+            "done": False,
+        }
+        self._publish(manifest)
+
+    def finish(self) -> None:
+        """The run is done: optimizer state stays in `last` alone, and the previous generation goes."""
+        manifest = self.manifest()
+        last = manifest["last"]
+        slim: dict[str, Any] = {}
+        for entry in [manifest["best"], *manifest["epochs"]]:
+            if entry and entry["file"] != last["file"] and not entry.get("slim") and entry["file"] not in slim:
+                state = self.read(entry) | {"optimizer": None}
+                slim[entry["file"]] = self._write(entry["file"].replace(".pt", "_weights.pt"), state) | {"slim": True}
+        manifest["best"] = slim.get((manifest["best"] or last)["file"], manifest["best"])
+        manifest["epochs"] = [slim.get(entry["file"], entry) for entry in manifest["epochs"]]
+        self._publish(manifest | {"previous": None, "done": True})
+
+    def read(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The state that a manifest entry names. UserError (exit 3) when its bytes are not the committed ones."""
+        path = self.path / entry["file"]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; not touched", EXIT_DAMAGED) from None
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise UserError(f"{path} is damaged (its SHA-256 is not the committed one); not touched", EXIT_DAMAGED)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+    def restore(self) -> tuple[dict[str, Any], str]:
+        """The last committed state, and a remark: the previous generation is used, and said, when the last is damaged."""
+        manifest = self.manifest()
+        try:
+            return self.read(manifest["last"]), ""
+        except UserError as damaged:
+            if not manifest.get("previous"):
+                raise
+            state = self.read(manifest["previous"])
+            return state, f"{damaged}; going on from the state before it (step {state['step']})"
+
+    def _write(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+        stem, number = name.removesuffix(".pt"), 2
+        while (self.path / name).exists():  # a committed file is never overwritten
+            name, number = f"{stem}_{number}.pt", number + 1
+        write_atomic(self.path / name, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return {"file": name, "sha256": digest, "bytes": len(data), "epoch": state["epoch"], "step": state["step"]}
+
+    def _publish(self, manifest: dict[str, Any]) -> None:
+        write_atomic(self.path / MANIFEST, to_json(manifest))
+        named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
+        keep = {entry["file"] for entry in named if entry}
+        for path in self.path.iterdir():
+            if path.suffix == ".pt" and not path.is_symlink() and path.name not in keep:
+                path.unlink()
+        for name in ("last", "best"):
+            with contextlib.suppress(OSError):  # a convenience for people; some file systems have no links
+                _link(self.path / f"{name}.pt", manifest[name])
+
+    def clean(self) -> None:
+        """Remove temporary files that a killed run left. Only under the folder's lock."""
+        for path in self.path.glob(".tmp-*"):
+            path.unlink(missing_ok=True)
+
+
+def _link(link: Path, entry: dict[str, Any] | None) -> None:
+    if entry:
+        temporary = link.with_name(f".tmp-{link.name}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(entry["file"])
+        os.replace(temporary, link)
+
+
+# --- exported weights ---------------------------------------------------------------------------------
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], kit: dict[str, Any]) -> str:
+    """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict. Returns the digest."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    kit = kit | {"format": FORMAT, "digest": digest_tensors(tensors)}
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, save(tensors, {"kit": json.dumps(kit, sort_keys=True)}))
+    return kit["digest"]
+
+
+def weights_kit(path: Path) -> dict[str, Any]:
+    """The `kit` metadata of a weights file, {} when it has none. UserError when it is no safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("kit", "{}"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weights file") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})", EXIT_DAMAGED) from None
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, kit) of a weights file that the kit wrote. UserError (exit 3) when the digest does not agree."""
+    kit = weights_kit(path)
+    if "digest" not in kit:
+        raise UserError(f"{path}: not written by train.py (no 'kit' metadata); give it as \"pretrain\" instead")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if digest_tensors(tensors) != kit["digest"]:
+        raise UserError(f"{path} is damaged (its tensors do not have the recorded digest)", EXIT_DAMAGED)
+    return tensors, kit

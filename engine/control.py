@@ -1,0 +1,82 @@
+"""When the loop must give way: a signal came, a checkpoint is due, or somebody watches a progress bar."""
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from engine.loop import Epoch, Event, Step
+from utils import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Interrupted(UserError):
+    """A signal asked for the end, and the state is saved. The process exits with 128 + its number."""
+
+    prefix = ""
+
+    def __init__(self, number: int, step: int):
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: saved at step {step}; the same command continues", 128 + number)
+
+
+class Control:
+    """`wants()` is asked after each step and each evaluation batch; it is cheap."""
+
+    def __init__(self, checkpoint_minutes: float):
+        self.signal = 0
+        self.interval = checkpoint_minutes * 60
+        self.saved = self.shown = time.monotonic()
+        self.watched = sys.__stderr__ is not None and sys.__stderr__.isatty()
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)  # asked twice: at once, the last commit stands
+        self.signal = number
+
+    @property
+    def save_due(self) -> bool:
+        return bool(self.signal) or time.monotonic() - self.saved >= self.interval
+
+    def saved_now(self) -> None:
+        self.saved = time.monotonic()
+
+    def wants(self) -> bool:
+        return self.save_due or (self.watched and time.monotonic() - self.shown > 0.5)
+
+
+class Bar:
+    """A tqdm bar per epoch on a terminal; nothing elsewhere."""
+
+    def __init__(self, control: Control, num_batches: int):
+        self.control, self.num_batches = control, num_batches
+        self.bar: Any = None
+
+    def show(self, event: Event, epoch_step: int) -> None:
+        if not self.control.watched:
+            return
+        self.control.shown = time.monotonic()
+        if isinstance(event, Epoch):
+            self.close()
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.num_batches, desc=f"epoch {event.epoch}", leave=False, file=sys.__stderr__, unit="step"
+            )
+        self.bar.update(event.step - epoch_step - self.bar.n)
+        if isinstance(event, Step):
+            self.bar.set_postfix_str(f"loss {event.loss:.4f}, {event.images_per_second:.0f} images/s")
+        else:
+            self.bar.set_postfix_str("evaluating")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,345 @@
+"""The training loop. It learns and measures; it opens no file and prints nothing.
+
+`fit(run, state)` is a generator: it yields a Step when one is due and an Epoch after each evaluation,
+and waits. Whoever iterates it does the saving, the plotting and the stopping. It may be left at any
+yield: `state` then holds everything that is needed to go on to the same bits.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from params import Params
+from torch import Tensor, nn
+
+from engine.distributed import World
+from engine.ema import Ema
+from engine.schedule import Schedule, best_row, is_time, plateau_factor
+from utils import key64
+
+
+class NonFiniteLoss(Exception):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass
+class Run:
+    """What a run is made of: built anew from params.json at every start, the same each time."""
+
+    params: Params
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss_fn: Callable[[Tensor, Tensor], Tensor]  # (B, K) logits, (B,) or (B, K) labels -> (B,)
+    metrics: dict[str, Any]  # name -> metric; .per_image says whether it gives (B,) or one value per split
+    train_loader: Any
+    valid_loader: Any
+    schedule: Schedule
+    total_steps: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    forward: Callable[[Tensor], Tensor]  # the net, compiled or wrapped for several processes
+    world: World = World()
+    before_epoch: Callable[[int], None] = lambda epoch: None  # e.g. freeze layer groups
+    wants_control: Callable[[], bool] = lambda: False  # a signal came, or a checkpoint is due
+
+    @property
+    def minimize(self) -> bool:
+        return self.metrics[self.params.best_metric].minimize
+
+
+@dataclass
+class State:
+    """Everything that must survive an interruption: tensors and built-in types, and nothing anywhere else."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
+    scaler: "torch.amp.GradScaler | None" = None
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimizer steps taken
+    epoch_step: int = 0  # the step at which the running epoch began
+    phase: str = "train"  # or "eval"
+    eval_batch: int = 0  # evaluation batches done in this phase
+    seconds: float = 0.0  # spent in this epoch
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the running phase, per example, on the device
+    recent: dict[str, Tensor] = field(default_factory=dict)  # the same since the last Step
+    logits: list[Tensor] = field(default_factory=list)  # of the running evaluation, for metrics over a whole split
+    labels: list[Tensor] = field(default_factory=list)
+    train_row: dict[str, Any] = field(default_factory=dict)  # the training half of the next history row
+    history: list[dict[str, Any]] = field(default_factory=list)
+    num_epochs: float = 0.0  # how far this run was asked to go, extensions included
+    extensions: list[list[int]] = field(default_factory=list)  # [start, end) steps of each extension
+
+    _PLAIN = (
+        "num_epochs",
+        "epoch",
+        "step",
+        "epoch_step",
+        "phase",
+        "eval_batch",
+        "seconds",
+        "train_row",
+        "history",
+        "extensions",
+    )
+    _TENSORS = ("sums", "recent", "logits", "labels")
+
+    @property
+    def eval_net(self) -> nn.Module:
+        """The weights that are evaluated and exported: the average when there is one."""
+        return self.ema.module if self.ema else self.net
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {name: getattr(self, name) for name in (*self._PLAIN, *self._TENSORS)}
+        state |= {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["ema"] = self.ema.module.state_dict() if self.ema else None
+        state["scaler"] = self.scaler.state_dict() if self.scaler else None
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = next(self.net.parameters()).device
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        for name in self._TENSORS:
+            held = state[name]
+            moved = (
+                {k: v.to(device) for k, v in held.items()} if isinstance(held, dict) else [v.to(device) for v in held]
+            )
+            setattr(self, name, moved)
+        self.net.load_state_dict(state["net"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        _restride(self.optimizer)
+
+    @property
+    def recent_history(self) -> list[dict[str, Any]]:
+        """The rows that early stopping looks at: those of the running extension, or of the run."""
+        start = self.extensions[-1][0] if self.extensions else 0
+        return [row for row in self.history if row["step"] > start]
+
+
+def _restride(optimizer: torch.optim.Optimizer) -> None:
+    """Give every buffer its parameter's strides: fused SGD and AdamW are silently wrong with other ones."""
+    for parameter, buffers in optimizer.state.items():
+        for name, value in buffers.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                buffers[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                assert buffers[name].stride() == parameter.stride()
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands, and the means since the Step before. `due`: False when only control was wanted."""
+
+    epoch: int
+    step: int
+    learning_rate: list[float]
+    loss: float
+    values: dict[str, float]
+    images_per_second: float
+    due: bool = True
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch: its row of the history, and whether it is the best so far."""
+
+    epoch: int
+    step: int
+    row: dict[str, Any]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Evaluation gives way: control was wanted between two of its batches."""
+
+    epoch: int
+    step: int
+
+
+Event = Step | Epoch | Progress
+
+
+def fit(run: Run, state: State) -> Iterator[Event]:
+    """Train from where `state` stands to `run.total_steps`. Raises NonFiniteLoss."""
+    while state.step < run.total_steps or state.step > state.epoch_step:  # to go, or an epoch begun and not closed
+        if state.phase == "train":
+            run.before_epoch(state.epoch)
+            yield from train_epoch(run, state)
+            close_training(run, state)
+        yield from evaluate(run, state)
+        yield close_epoch(run, state)
+
+
+def train_epoch(run: Run, state: State) -> Iterator[Event]:
+    """The rest of this epoch, or less when `total_steps` comes first."""
+    loader, first_step = run.train_loader, state.epoch_step
+    run.net.train()
+    batches = iter(loader.batches(state.epoch, state.step - first_step))
+    last_step = min(first_step + loader.num_batches, run.total_steps)
+    begun, seen = time.perf_counter(), 0
+    while state.step < last_step:
+        set_rates(run, state)
+        num_images = loader.step_size(state.step - first_step)
+        sums = train_step(run, state, islice(batches, loader.accumulate), num_images)
+        add_sums(state.sums, sums)
+        add_sums(state.recent, sums)
+        state.step += 1
+        seen += num_images
+        is_due = is_time(state.step, run.params.save_summary_steps, last_step)
+        if is_due or run.wants_control():
+            event = make_step(run, state, is_due)
+            elapsed = time.perf_counter() - begun
+            state.seconds += elapsed
+            yield event(seen / elapsed)
+            begun, seen = time.perf_counter(), 0
+
+
+def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int) -> dict[str, Tensor]:
+    """One optimizer step over all its micro-batches. Returns sums per example, on the device."""
+    torch.manual_seed(key64(run.params.seed, "step", state.step, run.world.rank))  # dropout and the like
+    scaler = state.scaler
+    total: dict[str, Tensor] = {}
+    for images, labels, _, weights in batches:  # (B, 3, H, W), (B,) or (B, K), (B,), (B,)
+        with run.autocast():
+            logits = run.forward(images)  # (B, K)
+        losses = run.loss_fn(logits.float(), labels)  # (B,)
+        loss = (losses * weights).sum() * (run.world.size / num_images)
+        (scaler.scale(loss) if scaler else loss).backward()
+        with torch.no_grad():
+            per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
+            add_sums(total, sum_per_image({**per_image, "loss": losses.detach()}, weights))
+    if scaler:
+        scaler.unscale_(run.optimizer)
+    if run.params.grad_clip:
+        nn.utils.clip_grad_norm_(run.net.parameters(), run.params.grad_clip)
+    scaler.step(run.optimizer) if scaler else run.optimizer.step()
+    if scaler:
+        scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    if state.ema:
+        state.ema.update(run.net, state.step)
+    return total
+
+
+def set_rates(run: Run, state: State) -> None:
+    """The learning rate and momentum of this step: functions of the step and of the history alone."""
+    factor = run.schedule.multiplier(state.step)
+    if run.schedule.plateau:
+        factor *= plateau_factor([row["val_loss"] for row in state.history])
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+        if run.schedule.momentum:
+            group["momentum"] = run.schedule.momentum(state.step)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The current rate of each layer group, earliest first."""
+    rates = {group["layer_group"]: group["lr"] for group in optimizer.param_groups}
+    return [rates[key] for key in sorted(rates)]
+
+
+def make_step(run: Run, state: State, is_due: bool) -> Callable[[float], Step]:
+    """Means since the last Step. One host sync, and the finite check of this interval."""
+    means = read_means(state.recent, run.world.all_sum)
+    if not math.isfinite(means["loss"]):
+        raise NonFiniteLoss(
+            f"the training loss is {means['loss']} in epoch {state.epoch + 1}, by step {state.step}, at learning rate "
+            f"{max(learning_rates(run.optimizer)):g}; the last good state is kept. Try a lower learning_rate, or grad_clip"
+        )
+    if is_due:
+        state.recent = {}
+    epoch, step, rates = state.epoch + 1, state.step, learning_rates(run.optimizer)
+    return lambda speed: Step(epoch, step, rates, means["loss"], means, speed, is_due)
+
+
+def close_training(run: Run, state: State) -> None:
+    """End of the training phase: its means are kept, and evaluation may start."""
+    rates = learning_rates(run.optimizer)
+    means = read_means(state.sums, run.world.all_sum)
+    steps = state.step - state.epoch_step
+    state.train_row = {
+        "epoch": state.epoch + 1,
+        "step": state.step,
+        "learning_rate": rates[0] if len(set(rates)) == 1 else rates,
+        **{f"train_{name}": value for name, value in _loss_first(means).items()},
+        "seconds": state.seconds,
+        "images_per_second": sum(map(run.train_loader.step_size, range(steps))) / max(state.seconds, 1e-9),
+    }
+    state.sums, state.recent, state.phase, state.eval_batch = {}, {}, "eval", 0
+
+
+@torch.no_grad()
+def evaluate(run: Run, state: State) -> Iterator[Progress]:
+    """The rest of the evaluation of the validation split; gives way between batches when control is wanted."""
+    begun = time.perf_counter()
+    net = state.eval_net.eval()
+    whole = any(not metric.per_image for metric in run.metrics.values())
+    for images, labels, _, weights in run.valid_loader.batches(0, state.eval_batch):
+        with run.autocast():
+            logits = net(images)  # (B, K)
+        per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
+        add_sums(state.sums, sum_per_image(per_image, weights))
+        if whole:
+            state.logits.append(logits[weights > 0].float())
+            state.labels.append(labels[weights > 0])
+        state.eval_batch += 1
+        if run.wants_control():
+            yield Progress(state.epoch + 1, state.step)
+    state.seconds += time.perf_counter() - begun
+
+
+def close_epoch(run: Run, state: State) -> Epoch:
+    """Append the row of the epoch that has just been evaluated."""
+    values = read_means(state.sums, run.world.all_sum)
+    for name, metric in run.metrics.items():
+        if not metric.per_image:
+            values[name] = float(metric(torch.cat(state.logits), torch.cat(state.labels)))
+    row = dict(state.train_row)
+    timing = {name: row.pop(name) for name in ("seconds", "images_per_second")}
+    if not math.isfinite(values["loss"]):
+        raise NonFiniteLoss(
+            f"the validation loss of epoch {state.epoch + 1} is {values['loss']}; the last good state is kept"
+        )
+    row |= {f"val_{name}": value if math.isfinite(value) else None for name, value in _loss_first(values).items()}
+    row |= timing | {"seconds": state.seconds}
+    state.history = [*state.history, row]
+    state.epoch, state.epoch_step = state.epoch + 1, state.step
+    state.phase, state.seconds, state.sums, state.train_row = "train", 0.0, {}, {}
+    state.logits, state.labels = [], []
+    best = best_row(state.history, run.params.best_metric, run.minimize)
+    return Epoch(state.epoch, state.step, row, is_best=best is row)
+
+
+# --- sums per example ---------------------------------------------------------------------------------
+
+
+def sum_per_image(values: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """(B,) values and (B,) weights -> weighted sums, and their weight under "count". Nothing leaves the device."""
+    kind = torch.float32 if weights.device.type == "mps" else torch.float64
+    weights = weights.to(kind)
+    return {name: (value.to(kind) * weights).sum() for name, value in values.items()} | {"count": weights.sum()}
+
+
+def add_sums(into: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    for name, value in sums.items():
+        into[name] = into[name] + value if name in into else value
+
+
+def read_means(sums: dict[str, Tensor], all_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Sums of all ranks divided by their count: the one place where values come to the host."""
+    names = [name for name in sums if name != "count"]
+    values = all_sum(torch.stack([sums[name] for name in (*names, "count")])).tolist()
+    return {name: value / values[-1] for name, value in zip(names, values, strict=False)}
+
+
+def _loss_first(values: dict[str, float]) -> dict[str, float]:
+    return {"loss": values["loss"]} | values

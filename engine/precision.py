@@ -1,0 +1,117 @@
+"""Precision, memory layout, threads and fused optimizers, chosen for the kind of machine, never by a timing."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from params import Params
+
+from utils import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` became. Pinned at the first start, because each of these can change the last bits."""
+
+    device: str
+    precision: str
+    channels_last: bool
+    fused: bool
+    compile: bool
+    threads: int
+
+    def describe(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        extras = ("fused optimizer, " if self.fused else "") + ("compiled, " if self.compile else "")
+        return f"{self.device}, {self.precision}, {layout}, {extras}{self.threads} threads"
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=DTYPES[self.precision])
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def machine_kind(device: str) -> dict[str, str]:
+    """What of the machine decides the last bits of a result."""
+    features = torch.cpu.get_capabilities()
+    extras = [name for name in ("avx512_bf16", "amx_bf16") if features.get(name)]
+    cpu = " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *extras])
+    kind = {"torch": str(torch.__version__), "cpu": cpu}
+    if device.startswith("cuda"):
+        kind["gpu"] = torch.cuda.get_device_name(torch.device(device))
+    return kind
+
+
+def pick_device(params: Params, local_rank: int = 0) -> str:
+    """ "cpu", "cuda:N" or "mps". UserError when the device asked for by name is not there."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = params.device
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if has[name]) if params.cuda else "cpu"
+    if not has[wanted]:
+        raise UserError(f"device: {wanted!r} is not available here; possible: {[n for n in has if has[n]]}")
+    return f"cuda:{local_rank}" if wanted == "cuda" else wanted
+
+
+def _fast_bf16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def available_cores() -> int:
+    """Cores this process may run on (taskset, containers and Slurm give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose(params: Params, device: str) -> Choice:
+    """What `precision`, `compile` and `threads` mean on this kind of machine."""
+    precision = params.precision
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("precision: 'fp16' needs a GPU; possible on a CPU: 'auto', 'fp32', 'bf16'")
+    return Choice(
+        device=device.partition(":")[0],
+        precision=precision,
+        channels_last=device != "mps",
+        fused=device != "mps",
+        compile=bool(params.compile),
+        threads=params.threads or available_cores(),
+    )
+
+
+def apply(choice: Choice, params: Params) -> None:
+    """Process-wide settings: threads, determinism, TF32."""
+    torch.set_num_threads(choice.threads)
+    deterministic = bool(params.deterministic)
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if choice.device == "cuda" and not deterministic:
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def place(net: torch.nn.Module, choice: Choice, device: str) -> torch.nn.Module:
+    """The net on its device, in the chosen memory layout."""
+    return net.to(device, memory_format=torch.channels_last if choice.channels_last else torch.contiguous_format)
+
+
+def make_scaler(choice: Choice) -> "torch.amp.GradScaler | None":
+    """Loss scaling, needed by fp16 alone."""
+    return torch.amp.GradScaler(choice.device) if choice.precision == "fp16" else None
+
+
+def compiled(net: torch.nn.Module, choice: Choice) -> Callable[..., torch.Tensor]:
+    return torch.compile(net) if choice.compile else net

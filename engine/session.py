@@ -1,0 +1,206 @@
+"""One training in one folder: what is written when it begins, at each event, and when it ends."""
+
+import logging
+from typing import Any
+
+from params import Params
+from torch import Tensor
+
+from engine.checkpoint import Checkpoints, write_weights
+from engine.control import Bar, Control, Interrupted
+from engine.folder import Folder, now
+from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step
+from engine.observers import make_observers
+from engine.provenance import snapshot, update_meta, write_meta
+from engine.figures import save_batch_sheet, save_history_figure
+from engine.resume import Plan, closing_block
+from engine.schedule import best_row, num_steps
+from include import BATCH_PNG, EXIT_BUG, EXIT_NONFINITE, EXIT_SYSTEM, RESOLVED, TRAIN_HISTORY_PNG
+from utils import UserError, read_tensors, write_json
+
+log = logging.getLogger("train")
+
+
+def restore(plan: Plan, state: State) -> None:
+    """Load what the plan starts from into `state`: nothing, given weights, or the committed state. Writes nothing."""
+    if plan.restore_file:
+        missing, unexpected = state.net.load_state_dict(read_tensors(plan.restore_file), strict=False)
+        if state.ema:
+            state.ema.module.load_state_dict(state.net.state_dict())
+        plan.remarks.append(
+            f"weights from {plan.restore_file}: {len(missing)} missing, {len(unexpected)} unexpected names"
+        )
+    elif plan.verb == "continue":
+        saved, remark = Checkpoints(plan.folder.path).restore()
+        state.load_state_dict(saved)
+        plan.remarks += [remark] if remark else []
+
+
+def plan_steps(plan: Plan, params: Params, state: State, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps of the run as first asked for, steps with all extensions). A new extension is noted in `state`."""
+    first = num_steps(params.num_epochs, steps_per_epoch)
+    if plan.extends:
+        added = num_steps(plan.num_epochs, steps_per_epoch) - num_steps(state.num_epochs, steps_per_epoch)
+        state.extensions = [*state.extensions, [state.step, state.step + added]]
+    state.num_epochs = plan.num_epochs
+    return first, state.extensions[-1][1] if state.extensions else first
+
+
+class Session:
+    """Writes what `plan`, `run` and `state` give into the experiment folder. On ranks other than 0, writes nothing.
+
+    A context manager: entering makes the first writes, once everything has been built and checked; leaving
+    says in status.json how it ended, whichever way that is.
+    """
+
+    def __init__(self, plan: Plan, params: Params, run: Run, state: State, control: Control, args: Any, choice: str):
+        self.plan, self.params, self.run, self.state, self.control = plan, params, run, state, control
+        self.args, self.choice = args, choice
+        self.folder: Folder = plan.folder
+        self.checkpoints = Checkpoints(self.folder.path)
+        self.bar = Bar(control, run.train_loader.num_batches)
+        self.observers: list[Any] = []
+        self.kit: dict[str, Any] = {}
+
+    def __enter__(self) -> "Session":
+        if not self.run.world.is_main:
+            return self
+        plan, loader, state, pinned = self.plan, self.run.train_loader, self.state, self.plan.pinned
+        if plan.restart and (moved := self.folder.move_aside()):
+            plan.remarks.append(f"the earlier attempt is in {moved}")
+        self.folder.create(plan.written, self.args.scratch_dir)
+        self.folder.open_log(to_stderr=self.args.json)
+        self.checkpoints.clean()
+        resolved = self.params.resolved() | {"pinned": pinned}
+        self.kit = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
+        self.kit |= {"classes": loader.classes, "normalisation": {"mean": pinned["mean"], "std": pinned["std"]}}
+        snapshot(self.folder, resolved, state.step)
+        write_json(self.folder.path / RESOLVED, resolved)
+        write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir), data=pinned["data"],
+                   seed=self.params.seed, device=pinned["machine"], restore_file=plan.restore_name,
+                   from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
+        self.folder.write_augmentation(loader.augmentation)
+        self.folder.write_status("running", epoch=state.epoch, step=state.step)
+        if state.step == 0:
+            save_batch_sheet(self.folder.path / BATCH_PNG, loader)
+        self.observers = make_observers(self.params.observers, self.folder.path, self.params, state.step)
+        self._say_hello()
+        return self
+
+    def _say_hello(self) -> None:
+        num_parameters = sum(parameter.numel() for parameter in self.run.net.parameters())
+        lines = [*self.plan.remarks, self.run.train_loader.description]
+        lines += [f"net: {self.params.arch}, {num_parameters:,} parameters", f"machine: {self.choice}"]
+        lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
+        if self.plan.verb == "continue":
+            self._derive_again()
+            lines.append(
+                f"continuing at epoch {self.state.epoch + 1}, step {self.state.step} of {self.run.total_steps}"
+            )
+        if self.plan.extends:
+            start, end = self.state.extensions[-1]
+            rates = [
+                group["initial_lr"] * self.run.schedule.multiplier(start) for group in self.run.optimizer.param_groups
+            ]
+            lines.append(f"extension: steps {start} to {end}, learning rate on a cosine from {max(rates):g} to 0")
+        for line in lines:
+            log.info("%s", line)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self.run.world.leave()
+        if not self.run.world.is_main:
+            return
+        if error is None:
+            self._finish()
+            return
+        if isinstance(error, NonFiniteLoss):
+            error = UserError(str(error), EXIT_NONFINITE)
+        is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        code = error.code if isinstance(error, UserError) else EXIT_SYSTEM if isinstance(error, OSError) else EXIT_BUG
+        known = isinstance(error, UserError) or is_interrupted
+        logging.getLogger("train.file").error("%s", error, exc_info=None if known else error)
+        self._stop(
+            "interrupted" if is_interrupted else "failed", str(error) or kind.__name__, 130 if error is None else code
+        )
+        if isinstance(error, UserError):
+            raise error from None
+
+    def record(self, event: Event) -> None:
+        """Commit when an epoch is over, a signal came or a checkpoint is due; then log, plot, show. Raises Interrupted."""
+        if self.run.world.is_main:
+            self._write(event)
+        if self.control.signal:
+            raise Interrupted(self.control.signal, self.state.step)
+
+    def _write(self, event: Event) -> None:
+        self.bar.show(event, self.state.epoch_step)
+        if isinstance(event, Epoch):
+            self._commit(epoch_done=True, is_best=event.is_best)
+            self._export("last", self.state.eval_net.state_dict())
+            if event.is_best:
+                self._export("best", self.state.eval_net.state_dict())
+            log.info("%s", describe(event, self.state.num_epochs))
+            for observer in self.observers:
+                observer.epoch(event, self.state.history)
+        else:
+            if self.control.save_due:
+                self._commit(epoch_done=False, is_best=False)
+            if isinstance(event, Step) and event.due:
+                for observer in self.observers:
+                    observer.step(event)
+        self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
+
+    def _commit(self, epoch_done: bool, is_best: bool) -> None:
+        self.checkpoints.commit(
+            self.state.state_dict(), epoch_done=epoch_done, is_best=is_best, keep_last=self.params.keep_last
+        )
+        self.control.saved_now()
+        self.folder.derive(self.state, self._best_row())
+
+    def _best_row(self) -> dict[str, Any] | None:
+        return best_row(self.state.history, self.params.best_metric, self.run.minimize)
+
+    def _export(self, which: str, tensors: dict[str, Tensor]) -> None:
+        write_weights(self.folder.weights(which), tensors, self.kit)
+
+    def _derive_again(self) -> None:
+        """A kill between a commit and what is derived from it leaves old files: write them again."""
+        self.folder.derive(self.state, self._best_row())
+        manifest = self.checkpoints.manifest()
+        for which, entry in (("best", manifest["best"]), ("last", (manifest["epochs"] or [None])[-1])):
+            if entry:
+                saved = self.checkpoints.read(entry)
+                self._export(which, saved["ema"] or saved["net"])
+
+    def _finish(self) -> None:
+        """The run is done: slim checkpoints, the final figure, and what to type next."""
+        self.checkpoints.finish()
+        figure = self.folder.path / TRAIN_HISTORY_PNG
+        best = self._best_row()
+        save_history_figure(figure, self.state.history, self.params.best_metric, best["epoch"] if best else None)
+        stopped = self.state.step < self.run.total_steps
+        reason = f"stopped early: {self.params.early_stopping.monitor_metric} no longer improved" if stopped else ""
+        self._stop("done", reason)
+        log.info("%s\n", reason)
+        log.info("%s", closing_block(self.folder, self.plan.data_dir, self.plan.has_test))
+
+    def _stop(self, status: str, message: str, code: int = 0) -> None:
+        """Close the observers and say in status.json how it ended."""
+        self.bar.close()
+        for observer in self.observers:
+            observer.close()
+        update_meta(self.folder, end=now())
+        self.folder.write_status(status, message, code, epoch=self.state.epoch, step=self.state.step)
+
+
+def describe(event: Epoch, num_epochs: float) -> str:
+    """One line for an epoch."""
+    row = event.row
+    parts = [f"epoch {event.epoch}/{num_epochs:g}"]
+    for split in ("train", "val"):
+        values = {key.removeprefix(f"{split}_"): value for key, value in row.items() if key.startswith(f"{split}_")}
+        parts.append(
+            f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        )
+    parts.append(f"{row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s")
+    return "  ".join(parts) + ("  *best*" if event.is_best else "")

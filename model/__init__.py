@@ -1,0 +1,1 @@
+"""What a researcher edits: nets, metrics, data, augmentation."""

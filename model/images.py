@@ -1,0 +1,193 @@
+"""Image files -> RGB uint8 arrays, with defined conversions; nothing is decoded before its header was looked at.
+
+JPEG goes through simplejpeg (pixel-identical to Pillow, several times faster), everything else through
+Pillow. 16-bit grey is divided by 257, transparency is laid over white, CMYK and palettes become RGB, EXIF
+orientation is applied, an animation gives its first frame; float images are refused.
+"""
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+
+
+class ImageError(UserError):
+    """An image file that cannot be used; names the file and the reason."""
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The bytes of a regular file. ImageError for anything else (a FIFO would block for ever)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ImageError(f"{path}: no regular file")
+        return file.read()
+
+
+def decode(data: bytes, path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. ImageError naming `path`."""
+    if not data:
+        raise ImageError(f"{path}: empty file")
+    if data[:3] == b"\xff\xd8\xff":
+        image = _decode_jpeg(data, path)
+        if image is not None:
+            return image
+    return _decode_pillow(data, path)
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file. ImageError naming it."""
+    return decode(read_bytes(path), path)
+
+
+def _decode_jpeg(data: bytes, path: Path | str) -> np.ndarray | None:
+    """None when it is not plain RGB or grey: Pillow takes those."""
+    import simplejpeg
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    check_size(width, height, path)
+    orientation = jpeg_orientation(data)
+    if colours not in ("YCbCr", "Gray") or data[-2:] != b"\xff\xd9" and data.rfind(b"\xff\xd9") < len(data) * 0.5:
+        return None  # Pillow says what is wrong with a truncated one
+    try:
+        image = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+    return orient(image, orientation)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation 1..8 of a JPEG, from its first APP1 segment; 1 when there is none."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _tiff_orientation(data[at + 10 : at + 2 + length])
+        if marker == 0xDA:
+            break
+        at += 2 + length
+    return 1
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        if order is None:
+            return 1
+        start = struct.unpack(order + "I", tiff[4:8])[0]
+        for number in range(struct.unpack(order + "H", tiff[start : start + 2])[0]):
+            tag, _, _, value = struct.unpack(order + "HHIH", tiff[start + 2 + 12 * number : start + 12 + 12 * number])
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def orient(image: np.ndarray, orientation: int) -> np.ndarray:
+    """`image` (H, W, 3) as it is meant to be seen."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]) if orientation > 1 else image
+
+
+def check_size(width: int, height: int, path: Path | str) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: {width} x {height} pixels; more than {MAX_PIXELS // 10**6} million are refused")
+    if width < 1 or height < 1:
+        raise ImageError(f"{path}: {width} x {height} pixels")
+
+
+def _decode_pillow(data: bytes, path: Path | str) -> np.ndarray:
+    import io
+    import warnings
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check_size(*image.size, path)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image), path)
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not a {', '.join(FORMATS)} image") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise all kinds; whatever it is, this file cannot be used
+        raise ImageError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}") from None
+
+
+def _to_rgb(image, path: Path | str) -> np.ndarray:  # noqa: ANN001 (PIL is imported on demand)
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ImageError(f"{path}: float pixels have no defined range; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey, as I;16 or widened to I
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ImageError(f"{path}: 32-bit pixels have no defined range; convert it to 8 or 16 bits")
+        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) from the header alone, as stored (EXIF orientation not applied)."""
+    import io
+
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
+            return image.size
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{path}: {type(error).__name__}") from None
+
+
+def base_image(image: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """(H, W, 3) -> (size, size, 3) uint8, antialiased (Pillow's bilinear).
+
+    `mode`: "crop" brings the short side to `size` and cuts the centre; "squash" ignores the proportions;
+    "letterbox" brings the long side to `size` and fills with grey.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    from PIL import Image
+
+    picture = Image.fromarray(image)
+    if mode == "squash":
+        return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+    if mode == "letterbox":
+        scale = size / max(width, height)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = np.full((size, size, 3), 128, np.uint8)
+        left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+        resized = np.array(picture.resize(inner, Image.Resampling.BILINEAR))
+        canvas[top : top + inner[1], left : left + inner[0]] = resized
+        return canvas
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -1,0 +1,223 @@
+"""Small tools every room may use. No torch at import, so that `--help` and tables answer in a blink."""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UserError(Exception):
+    """Something the user can put right. Shown as one line on stderr; the process exits with `code`."""
+
+    prefix = "error: "
+
+    def __init__(self, message: str, code: int = EXIT_USER):
+        super().__init__(" ".join(message.split("\n")))
+        self.code = code
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """ " did you mean 'x'?" for the closest of `choices`, or the list of them when none is close."""
+    choices = sorted(map(str, choices))
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {by_lower[near[0]]!r}?"
+    shown = ", ".join(choices[:12]) + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
+    return f"possible: {shown}"
+
+
+def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = None) -> Any:
+    """registry[name], or the object that "file.py:Name" in `folder` names. UserError with the nearest name."""
+    if ".py:" in name:
+        return load_reference(name, folder or Path())
+    if name not in registry:
+        raise UserError(f"{key}: unknown name {name!r}; {nearest(name, registry)}")
+    return registry[name]
+
+
+def load_reference(reference: str, folder: Path) -> Any:
+    """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python."""
+    file_name, _, name = reference.rpartition(":")
+    path = folder / file_name
+    if not path.is_file():
+        raise UserError(f"{reference!r}: there is no file {path}")
+    module_name = f"_experiment_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    module = sys.modules[module_name]
+    if not hasattr(module, name):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise UserError(f"{path} has no {name!r}; {nearest(name, names)}")
+    return getattr(module, name)
+
+
+def check_kwargs(function: Callable, kwargs: dict[str, Any], key: str, skip: Iterable[str] = ()) -> None:
+    """UserError when `kwargs` holds a name that the signature of `function` does not; `skip`: ours to give."""
+    signature = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+        return
+    allowed = [name for name in signature if name not in {"self", *skip}]
+    for name in kwargs:
+        if name not in allowed:
+            raise UserError(
+                f"{key}: {getattr(function, '__name__', function)} takes no {name!r}; {nearest(name, allowed)}"
+            )
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Replace `path` by `data`: a reader, or a crash at any instant, sees the old file or the new, never half of one."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name[-60:], dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON with a newline at its end; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_atomic(path, to_json(value))
+
+
+def read_json(path: Path | str) -> Any:
+    """A JSON file that the kit wrote. UserError naming the file when it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
+    """Tensors by name from a `.safetensors` file or a PyTorch file (weights only: nothing in it is executed).
+
+    A PyTorch file may hold the tensors themselves, or under "state_dict", "model" or "net". UserError otherwise.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable weights file ({reason})") from None
+    for key in ("state_dict", "model", "net"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{path}: holds no table of tensors (a state_dict is expected)")
+    return content
+
+
+# --- randomness -------------------------------------------------------------------------------------
+
+
+def key64(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of `parts` alone, e.g. key64(seed, "order", epoch)."""
+    text = "\0".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def command(*parts: object) -> str:
+    """A command line ready to paste into a shell."""
+    return shlex.join(map(str, parts))
+
+
+def run_script(main: Callable[[list[str]], int | None]) -> None:
+    """Call main(argv) and exit as DESIGN says: UserError -> one line and its code; disk trouble -> 5; a bug -> 70."""
+    try:
+        code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{error.prefix}{error}", file=sys.stderr)
+        code = error.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except (OSError, MemoryError) as error:
+        print(f"error: {describe_oserror(error)}", file=sys.stderr)
+        code = EXIT_SYSTEM
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_BUG
+    sys.exit(code)
+
+
+def describe_oserror(error: BaseException) -> str:
+    """One line for a full disk, a missing permission or exhausted memory."""
+    if isinstance(error, MemoryError):
+        return "out of memory: try a smaller batch_size, or cache: off"
+    name = getattr(error, "filename", None)
+    return (
+        f"{name}: {error.strerror}"
+        if name and getattr(error, "strerror", None)
+        else f"{type(error).__name__}: {error}"
+    )
