@@ -1,22 +1,19 @@
 """params.json -> Params: every key with its type, range, default and meaning; base, overrides, did-you-mean.
 
-One definition serves validation, `params.schema.json` (python params.py --schema) and docs/params.md
-(python params.py --docs). No torch: names that live in registries are checked where those are.
+One definition serves validation, `params.schema.json` and docs/params.md (both written by docs/generate.py).
+No torch: names that live in registries are checked where those are.
 """
 
 import difflib
 import json
-import math
 import os
-import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from include import PARAMS
-from utils import UserError, nearest
+from utils import UserError, nearest, parse_jsonc, read_jsonc
 
 MAX_BYTES = 1 << 20
 
@@ -256,49 +253,10 @@ def from_resolved(values: dict[str, Any], folder: Path) -> Params:
 
 def read(path: Path) -> dict[str, Any]:
     """One params file as a dictionary: // comments and trailing commas forgiven, duplicates and NaN refused."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: {len(data)} bytes are too many for parameters (at most {MAX_BYTES})")
-    try:
-        values = json.loads(_strip(data.decode("utf-8-sig")), object_pairs_hook=_no_duplicates, parse_constant=_no_constant,
-                            parse_float=_finite)  # fmt: skip
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    values = read_jsonc(path, MAX_BYTES)
     if not isinstance(values, dict):
         raise UserError(f"{path}: an object {{...}} is wanted, not {_short(values)}")
     return {name: value for name, value in values.items() if name != "$schema"}
-
-
-_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|,(?=(?:\s|//[^\n]*)*[}\]])', re.S)
-
-
-def _strip(text: str) -> str:
-    return _TOKEN.sub(lambda match: match[0] if match[0][0] == '"' else "", text)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
-    return values
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text} is too large")
-    return value
 
 
 def _file(path: Path) -> Path:
@@ -317,7 +275,7 @@ def _with_base(values: dict[str, Any], folder: Path, source: str, seen: list[Pat
         return values
     if not isinstance(base, str):
         raise UserError(f"{source}: base: {_short(base)} is no path")
-    file = _file(folder / base)
+    file = _file((folder / base).resolve())
     if file.resolve() in seen:
         raise UserError(f"{source}: base: {base} leads back to itself")
     under = _with_base(read(file), file.parent, str(file), [*seen, file.resolve()])
@@ -469,13 +427,11 @@ def _known(name: str) -> str:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        return parse_jsonc(text)
     except ValueError as error:
         if text[:1] in '[{"' or text in ("NaN", "Infinity", "-Infinity"):
             raise UserError(f"command line: {_short(text)} is no JSON value ({error})") from None
         return text
-    except RecursionError:
-        raise UserError("command line: a value is nested too deeply") from None
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -492,42 +448,3 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
             raise UserError(f"command line: --{name}: {part!r} was given a value of its own ({depth})")
     last = rest[-1] if rest else top
     values[last] = deep_merge(values[last], value) if isinstance(values.get(last), dict) and isinstance(value, dict) else value
-
-
-# --- what is generated -----------------------------------------------------------------------------------
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of params.json, for editors."""
-    result = Params.model_json_schema()
-    properties = result["properties"]
-    for prop in properties.values():
-        prop.pop("title", None)
-    properties |= {alias: properties[name] | {"description": f"same as {name}"} for alias, name in ALIASES.items()}
-    properties["base"] = {"type": "string", "description": "another experiment folder or JSON file, merged under this one"}
-    properties["$schema"] = {"type": "string"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | result | {"title": "params.json"}
-
-
-def docs() -> str:
-    """docs/params.md: one table per group."""
-    lines = ["# params.json", "", "Generated by `python params.py --docs`. Every key has a default: `{}` is a valid file.", ""]
-    group = ""
-    for name, field in Params.model_fields.items():
-        extra = field.json_schema_extra or {}
-        if extra["group"] != group:
-            group = extra["group"]
-            lines += ["", f"## {group}", "", "| key | default | meaning |", "|---|---|---|"]
-        alias = f" (`{extra['alias']}`)" if "alias" in extra else ""
-        default = field.default.model_dump() if isinstance(field.default, BaseModel) else field.default
-        lines.append(f"| `{name}`{alias} | `{json.dumps(default) if name != 'search' else '{}'}` | {field.description} |")
-    for name, cls in SECTIONS.items():
-        lines += ["", f"## {name}", "", "| key | default | meaning |", "|---|---|---|"]
-        for sub, field in cls.model_fields.items():
-            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-            lines.append(f"| `{name}.{sub}` | {default} | {field.description} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(docs() if "--docs" in sys.argv else json.dumps(schema(), indent=2))

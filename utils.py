@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -144,6 +146,46 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+_JSONC = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|,(?=(?:\s|//[^\n]*)*[}\]])', re.S)
+
+
+def parse_jsonc(text: str) -> Any:
+    """JSON with // comments and trailing commas. ValueError for duplicate keys, NaN, and numbers beyond a float."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        return dict(pairs)
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON number")
+
+    def finite(number: str) -> float:
+        return float(number) if math.isfinite(float(number)) else refuse(number)
+
+    bare = _JSONC.sub(lambda match: match[0] if match[0][0] == '"' else "", text)
+    try:
+        return json.loads(bare, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_jsonc(path: Path, max_bytes: int) -> Any:
+    """A JSON file that people write, see parse_jsonc. UserError naming the file."""
+    try:
+        data = path.read_bytes()
+        if len(data) > max_bytes:
+            raise UserError(f"{path}: {len(data)} bytes are too many (at most {max_bytes})")
+        return parse_jsonc(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_tensors(path: Path | str) -> dict[str, "Tensor"]:

@@ -31,8 +31,12 @@ class Control:
         self.interval = checkpoint_minutes * 60
         self.saved = self.shown = time.monotonic()
         self.watched = sys.__stderr__ is not None and sys.__stderr__.isatty()
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal:

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 DPI = 100
 TRAIN, VALID, BEST, MUTED = "#4c78a8", "#e4572e", "#2e7d32", "#8a8f98"
-PALETTE = (
-    "#4c78a8", "#e4572e", "#2e9e5b", "#8e5bb5", "#f2a23a", "#17a2b8", "#d6559c", "#8c6d46", "#6b7280", "#a3b52b",
-)  # fmt: skip
+PALETTE = ("#4c78a8", "#e4572e", "#2e9e5b", "#8e5bb5", "#f2a23a",
+           "#17a2b8", "#d6559c", "#8c6d46", "#6b7280", "#a3b52b")  # fmt: skip
 STYLE = {
     "text.parse_math": False,  # a class may be called "a$b"
     "font.size": 10,
@@ -51,7 +50,7 @@ STYLE = {
 
 @contextlib.contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches, written to `path` as PNG when the block ends. Same input, same bytes."""
+    """A figure of `width` x `height` inches, written to `path` as PNG when the block ends."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,7 +118,10 @@ def log_if_wide(axes: Axes, values: Sequence[float], ratio: float = 30) -> None:
 
 
 def save_history_figure(
-    path: Path, history: Sequence[dict[str, Any]], best_metric: str = "accuracy", best_epoch: int | None = None
+    path: Path,
+    history: Sequence[dict[str, Any]],
+    best_metric: str = "accuracy",
+    best_epoch: int | None = None,
 ) -> None:
     """Loss, every metric and the learning rate of one run over its epochs; the best epoch is marked."""
     if not history:
@@ -209,7 +211,9 @@ def _legend_entries(runs: Sequence[tuple[str, Any]], named: int) -> tuple[list[A
     return handles, labels
 
 
-def _comparison_panel(panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]], key: str, named: int) -> None:
+def _comparison_panel(
+    panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]], key: str, named: int
+) -> None:
     everything: list[float] = []
     last = [1.0]
     for rank in reversed(range(len(runs))):  # the best on top
@@ -235,7 +239,7 @@ def _comparison_panel(panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]
 
 
 def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str = "") -> None:
-    """matrix (K, K): number of images of true class (row) that were taken for (column). Colour: share of the row."""
+    """matrix (K, K): how many images of a class (row) were taken for another (column). Colour: share of the row."""
     import numpy as np
 
     num_classes = len(classes)
@@ -243,7 +247,15 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
     length = 28 if num_classes <= 40 else 18
     names = [shorten(name, length) for name in classes]
     margin = 0.9 + 0.075 * max(map(len, names))  # inches that the names take
-    cell = 0.62 if num_classes <= 12 else 0.42 if num_classes <= 30 else 0.16 if num_classes <= 150 else 12 / num_classes
+    cell = (
+        0.62
+        if num_classes <= 12
+        else 0.42
+        if num_classes <= 30
+        else 0.16
+        if num_classes <= 150
+        else 12 / num_classes
+    )
     side = max(2.6, cell * num_classes)
     with drawing(path, side + margin + 0.9, side + margin + 0.3) as figure:
         from matplotlib.colors import PowerNorm
@@ -252,7 +264,9 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
         panel.grid(False)
         # The square root makes rare confusions visible beside a full diagonal.
         image = panel.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        bar = figure.colorbar(image, ax=panel, fraction=0.05, shrink=0.5, aspect=24, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1])
+        bar = figure.colorbar(
+            image, ax=panel, fraction=0.05, shrink=0.5, aspect=24, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1]
+        )
         bar.set_ticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
         bar.outline.set_visible(False)
         bar.set_label("share of the true class")
@@ -276,7 +290,10 @@ def _class_ticks(panel: Axes, names: Sequence[str]) -> None:
             slant = 45 if num_classes <= 30 else 90
             panel.tick_params(axis="x", labelrotation=slant)
             for label in panel.get_xticklabels():
-                label.set(ha="right" if slant == 45 else "center", rotation_mode="anchor" if slant == 45 else "default")
+                label.set(
+                    ha="right" if slant == 45 else "center",
+                    rotation_mode="anchor" if slant == 45 else "default",
+                )
         panel.set_yticks(range(num_classes), names, fontsize=size)
     panel.tick_params(length=0 if num_classes <= 150 else 3)
 
@@ -321,7 +338,9 @@ def save_sheet(path: Path, images: np.ndarray, captions: Sequence[Sequence[str]]
         left = gap + number % columns * (tile + gap)
         top = gap + number // columns * (height + gap)
         image = Image.fromarray(pixels)
-        image = image.resize((tile, tile), Image.Resampling.NEAREST if image.width <= tile else Image.Resampling.BOX)
+        image = image.resize(
+            (tile, tile), Image.Resampling.NEAREST if image.width <= tile else Image.Resampling.BOX
+        )
         sheet.paste(image, (left, top))
         for row, text in enumerate(caption):
             colour = "#222222" if row == 0 else "#666666"

@@ -116,6 +116,7 @@ class Folder:
                 self.acquire()
             yield self
         finally:
+            self.close_log()
             if self._lock is not None:
                 os.close(self._lock)
                 self._lock = None

@@ -44,31 +44,36 @@ class Trained:
         return {"classes": self.classes, "im_sz": self.kit["im_sz"], **self.kit["normalisation"]}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K) logits; the logarithm of its probabilities for a net with a predict() of its own."""
+        """(B, 3, H, W) -> (B, K) logits, float64 on the CPU; of a net with its own predict(), the log of that."""
+        own = getattr(self.net, "predict", None)
         with torch.inference_mode():
-            if hasattr(self.net, "predict"):
-                return self.net.predict(images).double().clamp_min(1e-300).log()
-            return self.net(images).double()
+            values = (own or self.net)(images).float().cpu().double()
+            return values.clamp_min(1e-300).log() if own else values
 
 
 def code_folder(folder: Path, values: dict[str, Any]) -> Path:
-    """Where the "file.py:Name" values in `values` are read from: the copies that ran, when all of them are there."""
+    """Where the "file.py:Name" values in `values` are read from: the copies that ran, when all are there."""
     frozen = folder / CODE / "experiment"
     names = references(values)
     return frozen if names and all((frozen / name).is_file() for name in names) else folder
 
 
-def load_trained(folder: Folder, restore_file: str, make_net: Callable[..., nn.Module], device: str | None) -> Trained:
-    """The net that `restore_file` (best, last or a path) holds the weights of. `device` None: the params' "auto".
+def load_trained(
+    folder: Folder, restore_file: str, make_net: Callable[[Params, int], nn.Module], overrides: dict[str, Any]
+) -> Trained:
+    """The net that `restore_file` (best, last or a path) holds the weights of.
 
-    UserError when the folder is not trained; exit 3 when the file is damaged.
+    Of `overrides`, device and cuda count. UserError when the folder is not trained; exit 3 when the file is damaged.
     """
     path = weights_path(folder, restore_file)
     tensors, kit = read_weights(path)
     missing = {*OF_THE_NET, "classes", "normalisation"} - kit.keys()
     if missing:
-        raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
-    values = {key: kit[key] for key in OF_THE_NET} | {"device": device or "auto"}
+        raise UserError(
+            f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version"
+        )
+    values = {key: kit[key] for key in OF_THE_NET}
+    values |= {key: overrides[key] for key in ("device", "cuda") if key in overrides}
     params = params_module.from_resolved(values, code_folder(folder.path, values))
     place = pick_device(params)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -77,7 +82,9 @@ def load_trained(folder: Folder, restore_file: str, make_net: Callable[..., nn.M
         net.load_state_dict(tensors)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise UserError(f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}") from None
+        raise UserError(
+            f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}"
+        ) from None
     layout = torch.preserve_format if place == "mps" else torch.channels_last
     net = net.to(place, memory_format=layout).eval()
     return Trained(net, path, which(folder, restore_file), best_epoch(folder, restore_file), kit, place)
@@ -90,7 +97,9 @@ def weights_path(folder: Folder, restore_file: str) -> Path:
     if restore_file in ("best", "last") and not folder.weights(restore_file).is_file():
         folder.resolved()  # not trained: it says how
         go_on = command("python", "train.py", "--model_dir", folder.path)
-        raise UserError(f"{folder.weights(restore_file)} is not there: no epoch has been finished; go on with {go_on}")
+        raise UserError(
+            f"{folder.weights(restore_file)} is not there: no epoch has been finished; go on with {go_on}"
+        )
     return find_weights(folder, restore_file)
 
 
@@ -107,7 +116,7 @@ def best_epoch(folder: Folder, restore_file: str) -> int | None:
 
 
 def parameters(folder: Folder, overrides: dict[str, Any], trained: Trained) -> Params:
-    """What ran, with `overrides`, to evaluate with. UserError for a change that would make it another net's parameters."""
+    """What ran, with `overrides`. UserError for one that would describe another net than was trained."""
     free = ("metrics", "bs_test", "num_workers", "cache", "threads", "on_bad_image", "device", "cuda")
     for key in overrides:
         if key not in free:

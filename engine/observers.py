@@ -16,13 +16,12 @@ from include import METRICS_BEST, TENSORBOARD, TRAIN_HISTORY_PNG
 from utils import UserError, lookup, read_json
 
 if TYPE_CHECKING:
-    from params import Params
-
     from engine.loop import Epoch, Step
+    from params import Params
 
 
 class Observer:
-    """Sees a run go by. Nothing is written before the first event, so that it may be made before the run is sure.
+    """Sees a run go by. It writes nothing before the first event, and may be made before the run is sure.
 
     folder: of the experiment; start_step: optimizer steps already taken when this start continues a run.
     """
@@ -41,12 +40,14 @@ class Observer:
 
 
 class TensorBoard(Observer):
-    """Events under tensorboard/: per Step the loss, rates and speed; per Epoch every other training metric and all of validation."""
+    """Events under tensorboard/: loss, rates and speed at a Step; the other metrics and validation at an Epoch."""
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
         if importlib.util.find_spec("tensorboard") is None:
-            raise UserError('observers: "tensorboard" needs its package: pip install tensorboard, or leave it out')
+            raise UserError(
+                'observers: "tensorboard" needs its package: pip install tensorboard, or leave it out'
+            )
         self._writer: Any = None
 
     @property
@@ -61,11 +62,11 @@ class TensorBoard(Observer):
 
     def step(self, step: Step) -> None:
         self.writer.add_scalar("train/loss", step.loss, step.step)
-        for number, rate in enumerate(step.learning_rate):
-            different = len(set(step.learning_rate)) > 1
-            self.writer.add_scalar(f"learning_rate/group_{number + 1}" if different else "learning_rate", rate, step.step)
-            if not different:
-                break
+        rates = {f"learning_rate/group_{number}": rate for number, rate in enumerate(step.learning_rate, start=1)}
+        if len(set(step.learning_rate)) == 1:
+            rates = {"learning_rate": step.learning_rate[0]}
+        for name, rate in rates.items():
+            self.writer.add_scalar(name, rate, step.step)
         self.writer.add_scalar("images_per_second", step.images_per_second, step.step)
 
     def epoch(self, epoch: Epoch, history: list[dict[str, Any]]) -> None:
@@ -82,7 +83,7 @@ class TensorBoard(Observer):
 
 
 class LivePlot(Observer):
-    """train_history.png after each epoch, as long as drawing takes under 2 % of the time; at the end always."""
+    """train_history.png after each epoch, while drawing takes under 2 % of the time; at the end always."""
 
     SHARE = 0.02
 
@@ -102,7 +103,9 @@ class LivePlot(Observer):
         begun = time.monotonic()
         path = self.folder / METRICS_BEST
         best_epoch = read_json(path).get("epoch") if path.exists() else None
-        save_history_figure(self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric, best_epoch)
+        save_history_figure(
+            self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric, best_epoch
+        )
         self.rows_drawn, self.since = len(self.history), time.monotonic()
         self.cost = self.since - begun
 
@@ -122,9 +125,15 @@ def make_observers(names: list[str], folder: Path, params: Params, start_step: i
         try:
             observer = made(Path(folder), params, start_step)
         except TypeError as error:
-            raise UserError(f"observers: {name} cannot be made with (folder, params, start_step): {error}") from None
-        missing = [method for method in ("step", "epoch", "close") if not callable(getattr(observer, method, None))]
+            raise UserError(
+                f"observers: {name} cannot be made with (folder, params, start_step): {error}"
+            ) from None
+        missing = [
+            method for method in ("step", "epoch", "close") if not callable(getattr(observer, method, None))
+        ]
         if missing:
-            raise UserError(f"observers: {name} has no method {missing[0]}(); derive it from engine.observers.Observer")
+            raise UserError(
+                f"observers: {name} has no method {missing[0]}(); derive it from engine.observers.Observer"
+            )
         observers.append(observer)
     return observers

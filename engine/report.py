@@ -66,11 +66,15 @@ class Row:
 
 def natural(text: str) -> list[Any]:
     """A sorting key: "run_2" before "run_10"."""
-    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in re.split(r"(\d+)", text) if part]
+    return [
+        (0, float(part), "") if part[:1].isdigit() else (1, 0.0, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
 
 
 def find_folders(parent: Path) -> list[Path]:
-    """The experiment folders in the tree under `parent`. One that only holds others (a search, a base) is left out."""
+    """The experiment folders in the tree under `parent`, without those that only hold others (a search)."""
     if not parent.is_dir():
         raise UserError(f"{parent}: no such folder")
     found = []
@@ -87,7 +91,7 @@ def find_folders(parent: Path) -> list[Path]:
 
 
 def read_rows(folders: Iterable[Path], parent: Path | None = None) -> tuple[list[Row], dict[str, str]]:
-    """(rows of the folders that have results, name -> what is the matter with those not done). Never fatal."""
+    """(rows of the folders that have results, name -> what is the matter with one not done). Never fatal."""
     rows: list[Row] = []
     problems: dict[str, str] = {}
     for path in folders:
@@ -112,7 +116,9 @@ def read_row(path: Path, name: str) -> Row:
     folder = Folder(path)
     resolved = folder.resolved()
     meta = folder.meta()
-    params = flatten({key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED})
+    params = flatten(
+        {key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED}
+    )
     if meta.get("data_dir"):
         params["data"] = Path(meta["data_dir"]).name
     looks = path / TEST_LOOKS
@@ -137,7 +143,9 @@ def count_looks(path: Path) -> int:
 
 def numbers(values: Any, path: Path) -> dict[str, Any]:
     """`values` when it is a flat table name -> number or null. UserError otherwise."""
-    good = isinstance(values, dict) and all(value is None or isinstance(value, int | float) for value in values.values())
+    good = isinstance(values, dict) and all(
+        value is None or isinstance(value, int | float) for value in values.values()
+    )
     if not good:
         raise UserError(f"{path}: a flat table of numbers is expected")
     return values
@@ -147,7 +155,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -198,7 +210,7 @@ def label(row: Row, keys: Sequence[str]) -> str:
 
 
 def make_table(rows: Sequence[Row], sort: str | None = None) -> tuple[list[str], list[Cells]]:
-    """(columns, one dictionary per row), best first. `sort`: a metric (its validation value) or any column."""
+    """(columns, one dictionary per row), best first. `sort`: a metric (validation) or any column."""
     keys = differing(rows)
     val = metric_columns(row.best for row in rows)
     tested = [row for row in rows if row.test]
@@ -221,7 +233,9 @@ def metric_columns(tables: Iterable[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: name != "loss")
 
 
-def sort_cells(cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None) -> list[Cells]:
+def sort_cells(
+    cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None
+) -> list[Cells]:
     column = sort_column(columns, rows, sort)
     split, _, metric = column.partition("_")
     is_metric = split in ("val", "test") and column != "test_looks"
@@ -231,7 +245,12 @@ def sort_cells(cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], 
     def key(line: Cells) -> tuple:
         value = line[column]
         is_number = isinstance(value, int | float)
-        return value is None, not is_number, sign * value if is_number else natural(show(value)), natural(line["folder"])
+        return (
+            value is None,
+            not is_number,
+            sign * value if is_number else natural(show(value)),
+            natural(line["folder"]),
+        )
 
     return sorted(cells, key=key)
 
@@ -267,7 +286,9 @@ def to_markdown(columns: Sequence[str], cells: Sequence[Cells]) -> str:
     table = [[text(column, line.get(column)) for column in columns] for line in cells]
     is_number = [all(isinstance(line.get(c), int | float | None) for line in cells) for c in columns]
     align = ["right" if number else "left" for number in is_number]
-    return tabulate(table, columns, tablefmt="github", disable_numparse=True, colalign=align if table else None)
+    return tabulate(
+        table, columns, tablefmt="github", disable_numparse=True, colalign=align if table else None
+    )
 
 
 def to_csv(columns: Sequence[str], cells: Sequence[Cells]) -> str:

@@ -107,6 +107,7 @@ class Session:
             log.info("%s", line)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self.control.close()
         self.run.world.leave()
         if not self.run.world.is_main:
             return

@@ -1,0 +1,160 @@
+"""Say what is in images, with a trained net.
+
+    python predict.py --model_dir experiments/resnet18 photo.jpg more_photos/
+    python predict.py --model_dir experiments/resnet18 photos/ --top 3 --csv predictions.csv
+
+One row per image: path, label_1, prob_1, ..., error. A file that cannot be read gets a row with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.arguments import Parser
+from engine.folder import Folder
+from include import EXIT_USER, IMAGE_EXTENSIONS
+from utils import UserError, run_script, to_json
+
+if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
+    import numpy as np
+    from torch import Tensor
+
+    from engine.inference import Trained
+
+BATCH = 64
+
+
+def make_parser() -> Parser:
+    parser = Parser("predict.py", __doc__)
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE|FOLDER", help="image files, and folders of them")
+    add("--model_dir", metavar="M", required=True, help="the experiment folder, trained")
+    add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
+    add("--top", type=int, default=1, metavar="K", help="the K likeliest classes (default: 1)")
+    add("--csv", metavar="FILE", help="write the table there, every digit of it")
+    add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
+    parser.epilog = "--device=cpu|cuda|mps says where to compute (default: what there is)"
+    return parser
+
+
+def find_images(names: Sequence[str]) -> Iterator[str]:
+    """Files as they were given; of folders every image below them, in order."""
+    for name in names:
+        if not os.path.isdir(name):
+            yield name
+            continue
+        for current, folders, files in os.walk(name):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            shown = [file for file in sorted(files) if not file.startswith(".")]
+            yield from (
+                os.path.join(current, file) for file in shown if file.lower().endswith(IMAGE_EXTENSIONS)
+            )
+
+
+def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
+    """(S, S, 3) uint8 as the data loader makes it, or what is wrong with the file."""
+    from model.data_loader import base_size
+    from model.images import ImageError, base_image, read_image
+
+    try:
+        return base_image(read_image(path), base_size(kit["im_sz"]), kit["resize"])
+    except ImageError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def normalise(images: Sequence[np.ndarray], trained: Trained) -> Tensor:
+    """Base images -> (B, 3, H, W) on the device, by the numbers that the weights were trained with."""
+    import numpy as np
+    import torch
+
+    from model.augment import fit_batch
+
+    mean, std = (
+        torch.tensor(trained.pinned[name], device=trained.device).mul(255).view(1, 3, 1, 1)
+        for name in ("mean", "std")
+    )
+    pixels = fit_batch(torch.from_numpy(np.stack(images)).to(trained.device), trained.pinned["im_sz"])
+    return pixels.permute(0, 3, 1, 2).float().sub_(mean).mul_(std.reciprocal())
+
+
+def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """One row per path: path, label_1, prob_1, ..., error."""
+    with ThreadPoolExecutor(4) as pool:  # decoders give the lock back while they work
+        for start in range(0, len(paths), BATCH):
+            some = paths[start : start + BATCH]
+            read = list(pool.map(lambda path: read_base_image(path, trained.kit), some))
+            good = [image for image in read if not isinstance(image, str)]
+            found = iter(trained(normalise(good, trained)).softmax(dim=1) if good else ())  # (K,) of each
+            for path, image in zip(some, read, strict=True):
+                failed = isinstance(image, str)
+                best = [] if failed else list(zip(*next(found).topk(top), strict=True))
+                yield make_row(path, [(trained.classes[n], float(p)) for p, n in best], top, image if failed else "")
+
+
+def make_row(path: str, found: Sequence[tuple[str, float]], top: int, error: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"path": path}
+    for rank in range(top):
+        row[f"label_{rank + 1}"], row[f"prob_{rank + 1}"] = found[rank] if found else (None, None)
+    return row | {"error": error}
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for people: probabilities with four decimals, an error column only when there are errors."""
+    from tabulate import tabulate
+
+    columns = [column for column in rows[0] if column != "error" or any(row["error"] for row in rows)]
+    cells = [
+        [f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] or "" for c in columns] for row in rows
+    ]
+    return tabulate(cells, columns, tablefmt="plain", disable_numparse=True)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from engine.evaluation import write_csv
+
+    def exact(value: Any) -> Any:
+        return f"{value:.9g}" if isinstance(value, float) else value
+
+    write_csv(path, list(rows[0]), [[exact(value) for value in row.values()] for row in rows])
+
+
+def main(argv: list[str]) -> int:
+    args, overrides = make_parser().parse(argv)
+    if other := set(overrides) - {"device", "cuda"}:
+        raise UserError(f"--{min(other)}: it is part of what was trained; possible here: --device")
+    if args.top < 1:
+        raise UserError(f"--top: {args.top} given; at least 1")
+    paths = list(find_images(args.images))
+    if not paths:
+        raise UserError(
+            f"{', '.join(args.images)}: no images in there (read are {' '.join(IMAGE_EXTENSIONS)})"
+        )
+    if args.csv and not Path(args.csv).absolute().parent.is_dir():
+        raise UserError(f"--csv: {Path(args.csv).parent}: no such folder")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may hold anything
+
+    from engine.inference import load_trained
+    from model.net import make_net
+
+    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, overrides)
+    rows = list(predict(trained, paths, min(args.top, len(trained.classes))))
+    failed = sum(bool(row["error"]) for row in rows)
+    if args.csv:
+        write_table(Path(args.csv), rows)
+    if args.json:
+        print(to_json({"weights": str(trained.path), "failed": failed, "rows": rows}), end="")
+    else:
+        print(f"{len(rows)} rows in {args.csv}" if args.csv else show(rows))
+    if failed:
+        print(f"warning: {failed} of {len(rows)} images could not be read", file=sys.stderr)
+    return EXIT_USER if failed == len(rows) else 0
+
+
+if __name__ == "__main__":
+    run_script(main)
