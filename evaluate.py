@@ -104,8 +104,17 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
             + (": choose by validation metrics, not by these" if looks > 3 else "")
         )
     say("\n".join(f"{name:10} {path}" for name, path in files.items()))
-    return {"split": split, "weights": str(trained.path), "epoch": trained.epoch, "metrics": values, "looks": looks,
-            "num_images": loader.num_images, "files": {name: str(path) for name, path in files.items()}}  # fmt: skip
+    said = {
+        "split": split,
+        "weights": str(trained.path),
+        "epoch": trained.epoch,
+        "num_images": loader.num_images,
+    }
+    return said | {
+        "metrics": values,
+        "looks": looks,
+        "files": {name: str(path) for name, path in files.items()},
+    }
 
 
 def check_classes(folder: Folder, trained: Trained) -> None:

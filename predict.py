@@ -91,9 +91,9 @@ def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[s
             good = [image for image in read if not isinstance(image, str)]
             found = iter(trained(normalise(good, trained)).softmax(dim=1) if good else ())  # (K,) of each
             for path, image in zip(some, read, strict=True):
-                failed = isinstance(image, str)
-                best = [] if failed else list(zip(*next(found).topk(top), strict=True))
-                yield make_row(path, [(trained.classes[n], float(p)) for p, n in best], top, image if failed else "")
+                error = image if isinstance(image, str) else ""
+                best = [] if error else zip(*next(found).topk(top), strict=True)
+                yield make_row(path, [(trained.classes[n], float(p)) for p, n in best], top, error)
 
 
 def make_row(path: str, found: Sequence[tuple[str, float]], top: int, error: str) -> dict[str, Any]:

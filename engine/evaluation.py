@@ -159,7 +159,7 @@ def write_csv(
 
 
 def write_evaluation(out: Path, found: Collected, loader: Any, title: str) -> list[Line]:
-    """per_class, confusion_matrix, predictions and top_losses, as files under `out`. Returns the per-class lines."""
+    """per_class, confusion_matrix, predictions and top_losses under `out`. Returns the per-class lines."""
     out.mkdir(parents=True, exist_ok=True)
     classes = loader.classes
     matrix, lines = per_class(found.labels, found.predicted, classes)

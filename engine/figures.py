@@ -239,7 +239,7 @@ def _comparison_panel(
 
 
 def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str], title: str = "") -> None:
-    """matrix (K, K): how many images of a class (row) were taken for another (column). Colour: share of the row."""
+    """matrix (K, K): images of a class (row) taken for another (column). Colour: share of the row."""
     import numpy as np
 
     num_classes = len(classes)
@@ -342,6 +342,7 @@ def save_sheet(path: Path, images: np.ndarray, captions: Sequence[Sequence[str]]
             (tile, tile), Image.Resampling.NEAREST if image.width <= tile else Image.Resampling.BOX
         )
         sheet.paste(image, (left, top))
+        pen.rectangle((left - 1, top - 1, left + tile, top + tile), outline="#d5d8dc")
         for row, text in enumerate(caption):
             colour = "#222222" if row == 0 else "#666666"
             pen.text((left, top + tile + 3 + row * line), _fit(text, tile, font), fill=colour, font=font)

@@ -44,7 +44,7 @@ class Trained:
         return {"classes": self.classes, "im_sz": self.kit["im_sz"], **self.kit["normalisation"]}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K) logits, float64 on the CPU; of a net with its own predict(), the log of that."""
+        """(B, 3, H, W) -> (B, K) logits, float64 on the CPU; the log of predict() where the net has one."""
         own = getattr(self.net, "predict", None)
         with torch.inference_mode():
             values = (own or self.net)(images).float().cpu().double()
@@ -63,7 +63,7 @@ def load_trained(
 ) -> Trained:
     """The net that `restore_file` (best, last or a path) holds the weights of.
 
-    Of `overrides`, device and cuda count. UserError when the folder is not trained; exit 3 when the file is damaged.
+    Of `overrides`, device and cuda count. UserError when the folder is not trained, or the file is damaged.
     """
     path = weights_path(folder, restore_file)
     tensors, kit = read_weights(path)

@@ -40,7 +40,7 @@ class Observer:
 
 
 class TensorBoard(Observer):
-    """Events under tensorboard/: loss, rates and speed at a Step; the other metrics and validation at an Epoch."""
+    """Events under tensorboard/: at a Step loss, rates and speed; at an Epoch metrics and validation."""
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
@@ -62,7 +62,7 @@ class TensorBoard(Observer):
 
     def step(self, step: Step) -> None:
         self.writer.add_scalar("train/loss", step.loss, step.step)
-        rates = {f"learning_rate/group_{number}": rate for number, rate in enumerate(step.learning_rate, start=1)}
+        rates = {f"learning_rate/group_{n}": rate for n, rate in enumerate(step.learning_rate, start=1)}
         if len(set(step.learning_rate)) == 1:
             rates = {"learning_rate": step.learning_rate[0]}
         for name, rate in rates.items():

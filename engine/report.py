@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.figures import save_batch_sheet, save_history_figure, shorten
+from engine.figures import shorten
 from engine.folder import Folder
 from include import (
     ATTEMPTS,
@@ -30,8 +30,6 @@ from include import (
     WEIGHTS,
 )
 from utils import UserError, nearest
-
-__all__ = ["save_batch_sheet", "save_history_figure"]
 
 Cells = dict[str, Any]  # column -> value
 OF_THE_KIT = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS}
@@ -155,11 +153,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -214,7 +208,7 @@ def make_table(rows: Sequence[Row], sort: str | None = None) -> tuple[list[str],
     keys = differing(rows)
     val = metric_columns(row.best for row in rows)
     tested = [row for row in rows if row.test]
-    shown_tests = [name for name in metric_columns(row.test for row in tested) if name != "loss"]
+    shown_tests = list(dict.fromkeys(row.best_metric for row in tested))
     cells = []
     for row in rows:
         line: Cells = {"folder": row.name} | {key: row.params.get(key) for key in keys}

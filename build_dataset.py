@@ -1,0 +1,81 @@
+"""Make a dataset folder {train,valid,test}/CLASS/IMAGE, and check one.
+
+    python build_dataset.py --source digits --data_dir data/digits
+    python build_dataset.py --source archive.tar.gz --data_dir data/cifar10
+    python build_dataset.py --source photos/ --labels labels.csv --image_col file --label_col species --data_dir data/birds
+    python build_dataset.py --data_dir data/cifar10 --check
+
+SRC is a folder (with or without splits), an archive (.tar, .tar.gz, .zip), `digits`, or a data set that
+torchvision downloads: cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn, stl10, flowers102, ...
+"""
+
+import sys
+from pathlib import Path
+
+from engine.arguments import Parser
+from utils import UserError, command, run_script, to_json
+
+
+def make_parser() -> Parser:
+    parser = Parser("build_dataset.py", __doc__)
+    add = parser.add_argument
+    add("--source", metavar="SRC", help="folder, archive, digits, or a torchvision name")
+    add("--data_dir", metavar="D", required=True, type=Path, help="the dataset folder to make or to check")
+    add("--valid_fraction", type=float, metavar="F", help="split this share of train off as valid, by content")
+    add("--size", type=int, metavar="PX", help="bring the short side of larger images to PX")
+    add("--labels", metavar="CSV", help="a table that says which image has which label")
+    add("--image_col", metavar="A", help="column of the image paths, relative to SRC")
+    add("--label_col", metavar="B", help="column of the labels")
+    add("--group_col", metavar="C", help="images with the same value stay in one split (a patient, a camera)")
+    add("--check", action="store_true", help="decode everything; say what is broken, odd or double")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args, others = make_parser().parse(argv)
+    if others:
+        raise UserError(f"build_dataset.py takes no parameters; {', '.join(others)} belong to train.py")
+    if not args.source and not args.check:
+        raise UserError("nothing to do: give --source SRC to build, or --check")
+    if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
+        raise UserError(f"--valid_fraction {args.valid_fraction}: a share between 0 and 1 is wanted")
+    if args.size is not None and not 8 <= args.size <= 10_000:
+        raise UserError(f"--size {args.size}: pixels between 8 and 10000 are wanted")
+    result = {}
+    if args.source:
+        result |= run_build(args)
+    if args.check:
+        result |= run_check(args)
+    if args.json:
+        print(to_json(result), end="")
+    return 0
+
+
+def run_build(args) -> dict:
+    from model.build import build
+
+    names = ("valid_fraction", "size", "labels", "image_col", "label_col", "group_col")
+    built = build(args.source, args.data_dir, {name: getattr(args, name) for name in names})
+    out = sys.stderr if args.json else sys.stdout
+    for split, counts in built.counts.items():
+        shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
+        more = f", ... ({len(counts)} classes)" if len(counts) > 12 else ""
+        print(f"{split:6}{sum(counts.values()):8,} images: {shown}{more}", file=out)
+    for remark in built.remarks:
+        print(remark, file=out)
+    print(f"train on it: {command('python', 'train.py', '--data_dir', args.data_dir, '--model_dir', 'EXPERIMENT')}", file=out)
+    return {"data_dir": str(args.data_dir), "counts": built.counts, "remarks": built.remarks}
+
+
+def run_check(args) -> dict:
+    from model.check import check, describe
+
+    report = check(args.data_dir)
+    for line in describe(report):
+        print(line, file=sys.stderr if args.json else sys.stdout)
+    return {"check": report}
+
+
+if __name__ == "__main__":
+    run_script(main)
