@@ -59,7 +59,7 @@ def code_folder(folder: Path, values: dict[str, Any]) -> Path:
 
 
 def load_trained(
-    folder: Folder, restore_file: str, make_net: Callable[[Params, int], nn.Module], overrides: dict[str, Any]
+    folder: Folder, restore_file: str, make_net: Callable[..., nn.Module], overrides: dict[str, Any]
 ) -> Trained:
     """The net that `restore_file` (best, last or a path) holds the weights of.
 
@@ -77,7 +77,7 @@ def load_trained(
     params = params_module.from_resolved(values, code_folder(folder.path, values))
     place = pick_device(params)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    net = make_net(params, len(kit["classes"]))
+    net = make_net(params, len(kit["classes"]), weights=tensors)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

@@ -91,6 +91,7 @@ class Session:
         num_parameters = sum(parameter.numel() for parameter in self.run.net.parameters())
         lines = [*self.plan.remarks, self.run.train_loader.description]
         lines += [f"net: {self.params.arch}, {num_parameters:,} parameters", f"machine: {self.choice}"]
+        lines += [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
         lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
         if self.plan.verb == "continue":
             self._derive_again()

@@ -1,134 +1,172 @@
-"""Metrics: (logits (N, K), labels (N,) or soft (N, K)) -> one value per image, or one per split.
+"""Metrics: what is reported, and what the best epoch is chosen by.
 
-Add one: a function and a line in METRICS.
+A metric is a function (logits (B, K), labels (B,) or soft (B, K)) -> one value per image (B,), whose mean
+over the split is reported, or `Set(fn)` over all logits and labels of a split when no such mean exists (F1,
+AUC, ...). To add one: write the function, add one line to METRICS. Or keep it in the experiment folder and
+name it in params.json as "file.py:name".
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn import functional as F
 
 from utils import UserError, lookup
 
 
-@dataclass(frozen=True)
 class PerImage:
-    """A metric with one value per image: fn(logits (N, K), labels) -> (N,). Its mean is reported."""
+    """A function (logits (B, K), labels) -> (B,). `minimize`: lower is better."""
 
-    fn: Callable[[Tensor, Tensor], Tensor]
-    minimize: bool = False
     per_image = True
 
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor], minimize: bool = False):
+        self.fn, self.minimize = fn, minimize
+
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.fn(logits.float(), labels)
+        values = self.fn(logits.float(), labels)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+            given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise UserError(
+                f"metrics: {_name(self.fn)} gave {given} for {len(logits)} images; one value per image is "
+                "expected (a metric over a whole split is written Set(fn))"
+            )
+        return values.float()
 
 
-@dataclass(frozen=True)
 class Set:
-    """A metric of a whole split: fn(all logits (N, K), hard labels (N,)) -> a number."""
+    """A function (logits (N, K), labels) of a whole split -> one number. `minimize`: lower is better."""
 
-    fn: Callable[[Tensor, Tensor], Tensor]
-    minimize: bool = False
     per_image = False
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> float:
-        return float(self.fn(logits.float(), hard(labels)))
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor | float], minimize: bool = False):
+        self.fn, self.minimize = fn, minimize
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor | float:
+        value = self.fn(logits.float(), labels)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise UserError(f"metrics: {_name(self.fn)} gave {tuple(value.shape)}; Set(fn) gives one number")
+        return value
+
+
+def _name(fn: Callable) -> str:
+    return getattr(fn, "__name__", repr(fn))
 
 
 def hard(labels: Tensor) -> Tensor:
-    """(N,) class numbers of hard (N,) or soft (N, K) labels."""
-    return labels if labels.ndim == 1 else labels.argmax(dim=1)
+    """(N,) or soft (N, K) labels -> (N,) class numbers."""
+    return labels.argmax(dim=1) if labels.ndim == 2 else labels
+
+
+# --- one value per image ----------------------------------------------------------------------------
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Plain cross-entropy, in nats. -> (N,)"""
-    return cross_entropy(logits, labels, reduction="none")
+    """Plain cross-entropy in nats, whatever loss is being trained."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == hard(labels)).float()
 
 
+def error(logits: Tensor, labels: Tensor) -> Tensor:
+    return 1 - accuracy(logits, labels)
+
+
 def top5_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the label is among the five likeliest classes. -> (N,)"""
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
+    """1 where the label is among the five largest logits; with five classes or fewer always 1."""
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
     return (top == hard(labels)[:, None]).any(dim=1).float()
 
 
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """(K, K) counts: rows are labels, columns predictions."""
-    num_classes = logits.shape[1]
-    cells = labels * num_classes + logits.argmax(dim=1)
-    return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).double()
+# --- over a whole split -----------------------------------------------------------------------------
 
 
-def recall(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the classes that occur of the share of their images that is found."""
-    matrix = confusion(logits, labels)
-    present = matrix.sum(dim=1) > 0
-    return (matrix.diag()[present] / matrix.sum(dim=1)[present]).mean()
-
-
-def precision(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the classes that occur of the share of their predictions that is right; 0 when never predicted."""
-    matrix = confusion(logits, labels)
-    present = matrix.sum(dim=1) > 0
-    return (matrix.diag() / matrix.sum(dim=0).clamp(min=1))[present].mean()
+def _counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each class that occurs, float64: its images, the images called it, the images rightly called it."""
+    num_classes, labels, called = logits.shape[1], hard(labels), logits.argmax(dim=1)
+    of_class = labels.bincount(minlength=num_classes)
+    of_call = called.bincount(minlength=num_classes)
+    right = labels[called == labels].bincount(minlength=num_classes)
+    present = of_class > 0
+    return of_class[present].double(), of_call[present].double(), right[present].double()
 
 
 def f1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Macro F1: the mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
-    matrix = confusion(logits, labels)
-    present = matrix.sum(dim=1) > 0
-    return (2 * matrix.diag() / (matrix.sum(dim=0) + matrix.sum(dim=1)).clamp(min=1))[present].mean()
+    """2PR / (P + R), mean over the classes that occur."""
+    of_class, of_call, right = _counts(logits, labels)
+    return (2 * right / (of_class + of_call)).mean()
+
+
+def precision(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the classes that occur; 0 for one that is never predicted."""
+    _, of_call, right = _counts(logits, labels)
+    return (right / of_call.clamp(min=1)).mean()
+
+
+def recall(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the classes that occur: the accuracy if each had as many images (balanced accuracy)."""
+    of_class, _, right = _counts(logits, labels)
+    return (right / of_class).mean()
 
 
 def auc(logits: Tensor, labels: Tensor) -> Tensor:
-    """Macro one-against-rest area under the ROC curve, from ranks with ties shared (Mann-Whitney). NaN with one class."""
-    scores = logits.double().softmax(dim=1)
+    """Area under the ROC curve, one class against the rest: mean over the classes that occur.
+
+    The Mann-Whitney form: (sum of the positives' ranks - P(P+1)/2) / (P * N); ties count half. NaN when only
+    one class occurs.
+    """
+    labels, scores = hard(labels), logits.double().log_softmax(dim=1)  # (N,), (N, K)
     areas = []
-    for number in range(logits.shape[1]):
+    for number in labels.unique().tolist():
         positive = labels == number
-        num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-        if num_positive and num_negative:
-            _, group, count = scores[:, number].unique(return_inverse=True, return_counts=True)
-            ranks = (count.cumsum(0) - (count - 1) / 2)[group]  # mean rank of each tie, from 1
-            areas.append((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
-    return torch.stack(areas).mean() if areas else torch.tensor(float("nan"))
+        num_positive = positive.sum()
+        num_negative = len(labels) - num_positive
+        _, inverse, counts = scores[:, number].unique(return_inverse=True, return_counts=True)
+        ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # (N,), from 1; ties share their mean
+        rank_sum = ranks.double()[positive].sum()
+        areas.append((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+    return torch.stack(areas).mean()
 
 
 def ece(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Tensor:
-    """Expected calibration error over equal-width bins of the top probability (Guo et al., arXiv:1706.04599)."""
-    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    right = (predicted == labels).double()
-    which = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    gap = torch.zeros(num_bins, dtype=torch.float64, device=logits.device).index_add_(0, which, right - confidence)
-    return gap.abs().sum() / len(labels)
+    """Expected calibration error: |accuracy - confidence| in bins of confidence, weighted by images.
+
+    Guo et al., On Calibration of Modern Neural Networks (arXiv:1706.04599).
+    """
+    confidence, called = logits.double().softmax(dim=1).max(dim=1)  # (N,)
+    gap = (called == hard(labels)).double() - confidence
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1  # (lower, upper], as in the paper
+    return gap.new_zeros(num_bins).index_add(0, bins, gap).abs().sum() / len(gap)
 
 
 METRICS: dict[str, PerImage | Set] = {
     "loss": PerImage(loss, minimize=True),
     "accuracy": PerImage(accuracy),
+    "error": PerImage(error, minimize=True),
     "top5_accuracy": PerImage(top5_accuracy),
-    "f1": Set(f1),
+    "balanced_accuracy": Set(recall),
     "precision": Set(precision),
     "recall": Set(recall),
-    "balanced_accuracy": Set(recall),
+    "f1": Set(f1),
     "auc": Set(auc),
     "ece": Set(ece, minimize=True),
 }
 
 
-def make_metrics(names: list[str], folder: Path | None = None) -> dict[str, Any]:
-    """The metrics by name, the loss first. "file.py:Name" in `folder` may name a function or a PerImage/Set."""
-    metrics: dict[str, Any] = {"loss": METRICS["loss"]}
-    for name in names:
+def make_metrics(names: list[str], folder: Path | None = None) -> dict[str, PerImage | Set]:
+    """Name -> metric, "loss" first. "file.py:name" is called `name`; a bare function is per image."""
+    metrics = {}
+    for name in dict.fromkeys(["loss", *names]):
+        short = name.rpartition(":")[2]
+        if short in metrics:
+            raise UserError(f"metrics: {name!r}: two metrics are called {short!r}; rename one")
         metric = lookup(METRICS, name, "metrics", folder)
-        if not callable(metric):
-            raise UserError(f"metrics: {name!r} is no function (logits, labels) -> one value per image")
-        metrics[name.rpartition(":")[2]] = metric if isinstance(metric, PerImage | Set) else PerImage(metric)
+        if not isinstance(metric, PerImage | Set):
+            if not callable(metric) or isinstance(metric, type):
+                raise UserError(f"metrics: {name!r} is no function (logits, labels), PerImage(fn) or Set(fn)")
+            metric = PerImage(metric)
+        metrics[short] = metric
     return metrics

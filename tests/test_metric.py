@@ -1,0 +1,136 @@
+"""Metrics against scikit-learn, with hard and soft labels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+
+from model.metric import METRICS, PerImage, Set, make_metrics
+from utils import UserError
+
+
+@pytest.fixture(
+    params=[(200, 10, 10), (150, 7, 4), (80, 2, 2)], ids=["10 classes", "absent classes", "binary"]
+)
+def case(request):
+    """(N, K) logits, some of them equal, and (N,) labels in the first `present` classes only."""
+    number, num_classes, present = request.param
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.randint(present, (number,), generator=generator)
+    logits = (2 * torch.randn(number, num_classes, generator=generator)).round()
+    logits[torch.arange(number), labels] += 1.0
+    logits[:9] = 0.0
+    return logits, labels
+
+
+def value(name: str, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    result = METRICS[name](logits, labels)
+    return float(result.mean()) if METRICS[name].per_image else float(result)
+
+
+def test_equal_to_scikit_learn(case):
+    logits, labels = case
+    called, true = logits.argmax(dim=1).numpy(), labels.numpy()
+    probabilities = logits.double().softmax(dim=1).numpy()
+    present, every = np.unique(true), np.arange(logits.shape[1])
+    macro = {"labels": present, "average": "macro", "zero_division": 0}
+    expected = {
+        "loss": reference.log_loss(true, probabilities, labels=every),
+        "accuracy": reference.accuracy_score(true, called),
+        "error": 1 - reference.accuracy_score(true, called),
+        "f1": reference.f1_score(true, called, **macro),
+        "precision": reference.precision_score(true, called, **macro),
+        "recall": reference.recall_score(true, called, **macro),
+        "auc": np.mean(
+            [reference.roc_auc_score(true == k, logits.double().log_softmax(1)[:, k]) for k in present]
+        ),
+    }
+    expected["balanced_accuracy"] = expected["recall"]
+    for name, wanted in expected.items():
+        assert value(name, logits, labels) == pytest.approx(wanted, abs=1e-6), name
+
+
+def test_top5_against_scikit_learn():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(300, 12, generator=generator), torch.randint(12, (300,), generator=generator)
+    wanted = reference.top_k_accuracy_score(labels.numpy(), logits.numpy(), k=5, labels=range(12))
+    assert value("top5_accuracy", logits, labels) == pytest.approx(wanted)
+    assert value("top5_accuracy", logits[:, :3], labels % 3) == 1.0
+
+
+def test_ece_against_the_definition(case):
+    logits, labels = case
+    confidence, called = logits.double().softmax(dim=1).max(dim=1)
+    wanted = 0.0
+    for index in range(15):
+        inside = (confidence > index / 15) & (confidence <= (index + 1) / 15)
+        if inside.any():
+            gap = (called == labels)[inside].double().mean() - confidence[inside].mean()
+            wanted += float(inside.double().mean() * gap.abs())
+    assert value("ece", logits, labels) == pytest.approx(wanted, abs=1e-9)
+    sure = torch.eye(4) * 100
+    assert value("ece", sure, torch.arange(4)) == pytest.approx(0, abs=1e-9)
+    assert value("ece", sure, (torch.arange(4) + 1) % 4) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_one_hot_labels_are_labels(case, name):
+    logits, labels = case
+    soft = torch.nn.functional.one_hot(labels, logits.shape[1]).float()
+    assert value(name, logits, soft) == pytest.approx(value(name, logits, labels), abs=1e-6)
+
+
+def test_soft_labels():
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    soft = torch.tensor([[0.25, 0.75, 0.0]])
+    assert METRICS["accuracy"](logits, soft).tolist() == [0.0]
+    wanted = -(soft * logits.log_softmax(dim=1)).sum(dim=1)
+    assert METRICS["loss"](logits, soft).allclose(wanted)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_half_precision_logits_are_read_as_float32(case, name):
+    logits, labels = case
+    assert value(name, logits.bfloat16(), labels) == value(name, logits.bfloat16().float(), labels)
+
+
+def test_auc_of_ties_and_of_one_class():
+    assert value("auc", torch.zeros(6, 2), torch.tensor([0, 1, 0, 1, 1, 1])) == 0.5
+    assert math.isnan(value("auc", torch.randn(3, 2), torch.zeros(3, dtype=torch.long)))
+    saturated = torch.tensor([[0.0, 30.0], [0.0, 25.0], [0.0, 20.0]])  # equal as float32 probabilities
+    assert value("auc", saturated, torch.tensor([1, 1, 0])) == 1.0
+
+
+def test_directions_and_order():
+    assert [name for name, metric in METRICS.items() if metric.minimize] == ["loss", "error", "ece"]
+    assert list(make_metrics(["f1", "accuracy", "loss", "f1"])) == ["loss", "f1", "accuracy"]
+
+
+def test_metrics_of_a_file(tmp_path):
+    (tmp_path / "metric.py").write_text(
+        "from model.metric import PerImage, Set\n"
+        "def margin(logits, labels):\n    return logits.amax(dim=1) - logits.amin(dim=1)\n"
+        "gap = PerImage(margin, minimize=True)\n"
+        "def mean(logits, labels):\n    return logits.mean()\n"
+        "whole = Set(mean)\n"
+        "text = 'text'\n"
+    )
+    names = ["metric.py:margin", "metric.py:gap", "metric.py:whole", "metric.py:mean"]
+    made = make_metrics(names, tmp_path)
+    assert list(made) == ["loss", "margin", "gap", "whole", "mean"]
+    assert isinstance(made["margin"], PerImage) and made["gap"].minimize and isinstance(made["whole"], Set)
+    logits, labels = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    assert (
+        made["margin"](logits, labels).tolist() == [2.0, 0.0] and float(made["whole"](logits, labels)) == 1.0
+    )
+    with pytest.raises(UserError, match="mean gave shape .* one value per image"):
+        made["mean"](logits, labels)
+    (tmp_path / "net.py").write_text("def accuracy(logits, labels):\n    return logits[:, 0]\n")
+    with pytest.raises(UserError, match="two metrics are called 'accuracy'"):
+        make_metrics(["accuracy", "net.py:accuracy"], tmp_path)
+    with pytest.raises(UserError, match="no function"):
+        make_metrics(["metric.py:text"], tmp_path)
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        make_metrics(["acuracy"])
