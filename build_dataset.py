@@ -64,7 +64,10 @@ def run_build(args) -> dict:
         print(f"{split:6}{sum(counts.values()):8,} images: {shown}{more}", file=out)
     for remark in built.remarks:
         print(remark, file=out)
-    print(f"train on it: {command('python', 'train.py', '--data_dir', args.data_dir, '--model_dir', 'EXPERIMENT')}", file=out)
+    print(
+        f"train on it: {command('python', 'train.py', '--data_dir', args.data_dir, '--model_dir', 'EXPERIMENT')}",
+        file=out,
+    )
     return {"data_dir": str(args.data_dir), "counts": built.counts, "remarks": built.remarks}
 
 

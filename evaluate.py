@@ -35,10 +35,9 @@ def make_parser() -> Parser:
     add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
     add("--split", default="test", help="test (default), valid or train (without augmentation)")
     add("--out", type=Path, metavar="DIR", help="write there instead of into the experiment folder")
+    add("--cache_dir", type=Path, metavar="DIR", help="for decoded images (default: .cache beside the data)")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    parser.epilog = (
-        'What does not change the net can be set: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
-    )
+    parser.epilog = 'What does not change the net can be set: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
     return parser
 
 
@@ -50,14 +49,17 @@ def find_data(folder: Folder, data_dir: str | None) -> Path:
     return Path(known)
 
 
-def fetch(split: str, data_dir: Path, params: Params, trained: Trained) -> Any:
+def fetch(split: str, data_dir: Path, params: Params, trained: Trained, cache_dir: Path | None) -> Any:
     """The loader of the split, each image once and as evaluation sees it."""
     from model.data_loader import fetch_dataloader
 
     if split == "train":  # only the images that are trained with, without what happens to them in training
         params = params.replace(augment="none", mixup=0, cutmix=0, sampler="shuffle", accumulate=1,
                                 batch_size=params.bs_test)  # fmt: skip
-    return fetch_dataloader([split], data_dir, params, device=trained.device, pinned=trained.pinned)[split]
+    loaders = fetch_dataloader(
+        [split], data_dir, params, device=trained.device, cache_dir=cache_dir, pinned=trained.pinned
+    )
+    return loaders[split]
 
 
 def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     trained = load_trained(folder, args.restore_file, make_net, overrides)
     params = parameters(folder, overrides, trained)
     check_classes(folder, trained)
-    loader = fetch(split, find_data(folder, args.data_dir), params, trained)
+    loader = fetch(split, find_data(folder, args.data_dir), params, trained, args.cache_dir)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     of_epoch = f" (epoch {trained.epoch})" if trained.epoch else ""
     say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32\n{loader.description}")
@@ -87,9 +89,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
         look = {"time": now(), "weights": trained.kit["digest"], "restore_file": args.restore_file,
                 "data": loader.fingerprint, "metrics": values}  # fmt: skip
         looks = record_look(folder.path, look)
-    title = f"{split}: " + ", ".join(
-        f"{name} {value:.4f}" for name, value in values.items() if value is not None
-    )
+    title = f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
     lines = write_evaluation(files["evaluation"], found, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)
     if "tensorboard" in params.observers and args.out is None:
@@ -99,22 +99,10 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
 
     say(f"\n{per_class_markdown(lines, at_most=20)}\n\n{title}  ({loader.num_images} images)")
     if looks:
-        say(
-            f"look {looks} at this test set"
-            + (": choose by validation metrics, not by these" if looks > 3 else "")
-        )
+        say(f"look {looks} at this test set" + (": choose by validation metrics, not by these" if looks > 3 else ""))
     say("\n".join(f"{name:10} {path}" for name, path in files.items()))
-    said = {
-        "split": split,
-        "weights": str(trained.path),
-        "epoch": trained.epoch,
-        "num_images": loader.num_images,
-    }
-    return said | {
-        "metrics": values,
-        "looks": looks,
-        "files": {name: str(path) for name, path in files.items()},
-    }
+    said = {"split": split, "weights": str(trained.path), "epoch": trained.epoch, "metrics": values}
+    return said | {"looks": looks, "files": {name: str(path) for name, path in files.items()}}
 
 
 def check_classes(folder: Folder, trained: Trained) -> None:

@@ -83,12 +83,16 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    arch: str = key(NET, "simple_cnn", "net: simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name")
+    arch: str = key(
+        NET, "simple_cnn", "net: simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name"
+    )
     arch_args: dict[str, Any] = key(NET, {}, "keyword arguments of the net's constructor")
     pretrain: Switch | str = key(NET, 0, "1: the published weights; or a local .safetensors or .pth file", "pretrained")
     n_clas: Count | None = key(NET, None, "number of classes; null: from the data", "num_classes", ge=2)
     ps: Number = key(NET, 0.0, "dropout before the head's linear layer", "head_dropout", ge=0, lt=1)
-    freeze: Freeze | None = key(NET, None, '{"groups": 2, "epochs": 1}: so many layer groups for so many epochs; null: none')
+    freeze: Freeze | None = key(
+        NET, None, '{"groups": 2, "epochs": 1}: so many layer groups for so many epochs; null: none'
+    )
     ema: Number = key(NET, 0.0, "decay of the weight average that is evaluated and exported; 0: off", ge=0, lt=1)
 
     data_dir: str | None = key(DATA, None, "dataset folder, relative to this file; null: from --data_dir")
@@ -97,27 +101,34 @@ class Params(BaseModel):
                               "image_size", ge=8, le=4096)  # fmt: skip
     resize: Literal["crop", "squash", "letterbox"] = key(DATA, "crop", "how an image becomes a square")
     normalize: Literal["auto", "imagenet", "dataset"] | Statistics = key(
-        DATA, "auto", "auto: ImageNet's numbers with pretrained weights, else the training set's; or [[mean], [std]]")
+        DATA, "auto", "auto: ImageNet's numbers with pretrained weights, else the training set's; or [[mean], [std]]"
+    )
     batch_size: Count = key(DATA, 128, "images per optimizer step, over all processes", ge=1)
     bs_test: Count = key(DATA, 256, "images per evaluation batch", "eval_batch_size", ge=1)
     num_workers: Count | None = key(DATA, None, "loader processes; null: as many as pay", ge=0, le=256)
     augment: str | list[str | dict[str, Any]] = key(
-        DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms by name and arguments")
+        DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms by name and arguments"
+    )
     mixup: Number = key(DATA, 0.0, "alpha of the Beta distribution of mixup; 0: off", ge=0)
     cutmix: Number = key(DATA, 0.0, "alpha of the Beta distribution of CutMix; 0: off", ge=0)
     sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often")
     valid_fraction: Number = key(DATA, 0.1, "share of train that becomes valid when the data has no valid", gt=0, lt=1)
     cache: Literal["auto", "off", "disk", "ram", "device"] = key(DATA, "auto", "where decoded images are kept")
-    limit_train: Count | Number | None = key(DATA, None, "use so many training images, or such a share below 1; null: all", gt=0)
+    limit_train: Count | Number | None = key(
+        DATA, None, "use so many training images, or such a share below 1; null: all", gt=0
+    )
     on_bad_image: Literal["error", "skip"] = key(DATA, "error", "what an unreadable image does")
 
     loss: str = key(OPT, "cross_entropy", "cross_entropy, focal, or file.py:Name")
     label_smoothing: Number = key(OPT, 0.0, "share of the target spread over all classes", ge=0, lt=1)
-    class_weights: Literal["balanced"] | list[Rate] | None = key(OPT, None, '"balanced", one weight per class, or null: none')
+    class_weights: Literal["balanced"] | list[Rate] | None = key(
+        OPT, None, '"balanced", one weight per class, or null: none'
+    )
     optimizer: str = key(OPT, "sgd", "sgd (Nesterov), adam, adamw, rmsprop, or file.py:Name")
     optimizer_args: dict[str, Any] = key(OPT, {}, "keyword arguments of the optimizer's constructor")
     learning_rate: Rate | Annotated[list[Rate], Field(min_length=1)] = key(
-        OPT, 0.05, "peak learning rate; a list: one per layer group, earliest layers first")
+        OPT, 0.05, "peak learning rate; a list: one per layer group, earliest layers first"
+    )
     wd: Number = key(OPT, 5e-4, "weight decay of tensors with two or more dimensions", "weight_decay", ge=0)
     momentum: Number = key(OPT, 0.9, "of sgd and rmsprop", ge=0, lt=1)
     grad_clip: Positive | None = key(OPT, None, "largest norm of the gradient; null: not clipped")
@@ -125,22 +136,28 @@ class Params(BaseModel):
     num_epochs: Positive = key(OPT, 10.0, "passes over the training set; may be fractional", le=1e6)
 
     scheduler: Literal["one_cycle", "cosine", "linear", "step", "constant", "plateau"] = key(
-        PLAN, "one_cycle", "shape of the learning rate")
+        PLAN, "one_cycle", "shape of the learning rate"
+    )
     div_factor: Number = key(PLAN, 25.0, "one_cycle begins at the peak rate divided by this", ge=1)
     pct_start: Number = key(PLAN, 0.3, "one_cycle rises for this share of the steps", gt=0, lt=1)
     warmup: Number = key(PLAN, 0.0, "epochs of linear warm-up before the other schedulers", ge=0)
     lr_schedule: list[list[Number]] | None = key(
-        PLAN, None, "[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; overrides scheduler; null: none")
+        PLAN, None, "[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; overrides scheduler; null: none"
+    )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = key(DEVICE, "auto", "where it runs")
     cuda: Switch = key(DEVICE, 1, "0: on the CPU; 1: on an accelerator when there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(DEVICE, "auto", "auto: bf16 or fp16 where the machine is fast at it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
+        DEVICE, "auto", "auto: bf16 or fp16 where the machine is fast at it"
+    )
     threads: Count | None = key(DEVICE, None, "CPU threads; null: one per core", ge=1, le=4096)
     compile: Switch = key(DEVICE, 0, "1: torch.compile")
     deterministic: Switch = key(DEVICE, 0, "1: bit-identical on a GPU too, slower")
     seed: Count = key(DEVICE, 0, "of initialisation, order, augmentation, dropout", ge=0, lt=2**63)
 
-    metrics: Annotated[list[str], Field(min_length=1)] = key(WATCH, ["accuracy"], "validation metrics, or file.py:Name; loss is always there")
+    metrics: Annotated[list[str], Field(min_length=1)] = key(
+        WATCH, ["accuracy"], "validation metrics, or file.py:Name; loss is always there"
+    )
     best_metric: str = key(WATCH, "accuracy", "validation metric that names the best epoch; ties keep the earlier one")
     observers: list[str] = key(WATCH, ["tensorboard", "live_plot"], "who watches the run")
     save_summary_steps: Count = key(WATCH, 100, "optimizer steps between two reports", ge=1)
@@ -148,7 +165,9 @@ class Params(BaseModel):
     keep_last: Count = key(WATCH, 1, "how many epoch checkpoints stay", ge=0)
     checkpoint_minutes: Positive = key(WATCH, 10.0, "minutes between checkpoints inside an epoch")
 
-    hyper_search: dict[str, Any] = key(SEARCH, {}, "what search_hyperparams.py varies: key -> list, or range {min, max, log}")
+    hyper_search: dict[str, Any] = key(
+        SEARCH, {}, "what search_hyperparams.py varies: key -> list, or range {min, max, log}"
+    )
     search: Search = key(SEARCH, Search(), "how it is varied")
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
@@ -165,7 +184,9 @@ class Params(BaseModel):
         if self.lr_schedule is not None:
             epochs = [piece[0] for piece in self.lr_schedule if len(piece) == 2 and min(piece) > 0]
             if len(epochs) != len(self.lr_schedule) or not epochs or sorted(set(epochs)) != epochs:
-                raise ValueError("lr_schedule: [[until_epoch, rate], ...] with rising epochs and rates above 0 is wanted")
+                raise ValueError(
+                    "lr_schedule: [[until_epoch, rate], ...] with rising epochs and rates above 0 is wanted"
+                )
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: {self.metrics} names one twice")
         _check_space(self.hyper_search)
@@ -205,7 +226,11 @@ _NO_EFFECT: list[tuple[str, Any, str]] = [
     ("arch_args", lambda p: not p.arch_args, "it is empty"),
 ]  # fmt: skip
 
-ALIASES = {f.json_schema_extra["alias"]: name for name, f in Params.model_fields.items() if "alias" in (f.json_schema_extra or {})}
+ALIASES = {
+    f.json_schema_extra["alias"]: name
+    for name, f in Params.model_fields.items()
+    if "alias" in (f.json_schema_extra or {})
+}
 SYNONYMS = {
     "lr": "learning_rate", "bs": "batch_size", "epochs": "num_epochs", "n_epochs": "num_epochs", "max_epochs": "num_epochs",
     "model": "arch", "net": "arch", "backbone": "arch", "architecture": "arch", "network": "arch", "model_name": "arch",
@@ -236,7 +261,9 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Params:
 def merged(path: Path | str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """What was written: base + file + overrides, canonical keys, no defaults."""
     file = _file(Path(path))
-    return deep_merge(_with_base(read(file), file.parent, str(file), [file.resolve()]), canonical(overrides or {}, "command line"))
+    return deep_merge(
+        _with_base(read(file), file.parent, str(file), [file.resolve()]), canonical(overrides or {}, "command line")
+    )
 
 
 def from_written(values: dict[str, Any], folder: Path, source: str = "") -> Params:
@@ -311,7 +338,11 @@ def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             result.pop(args, None)
     for name, value in over.items():
         old = result.get(name)
-        result[name] = deep_merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and name != "hyper_search" else value
+        result[name] = (
+            deep_merge(old, value)
+            if isinstance(old, dict) and isinstance(value, dict) and name != "hyper_search"
+            else value
+        )
     return result
 
 
@@ -368,7 +399,11 @@ def _explain(error: ValidationError) -> str:
         return first["msg"].removeprefix("Value error, ")
     top = str(first["loc"][0])
     section = SECTIONS.get(top)
-    path = [str(part) for part in first["loc"] if isinstance(part, int) or part == top or (section and part in section.model_fields)]
+    path = [
+        str(part)
+        for part in first["loc"]
+        if isinstance(part, int) or part == top or (section and part in section.model_fields)
+    ]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         wrong = str(first["loc"][-1])
@@ -376,7 +411,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{top}: {first['loc'][-1]!r} is missing"
     same_key = [m for m in mistakes if m["loc"][:1] == first["loc"][:1] and m["type"] != "model_type"]
-    options = list(dict.fromkeys(m["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for m in same_key))
+    options = list(
+        dict.fromkeys(m["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for m in same_key)
+    )
     return f"{name}: {_short(first['input'])} given; possible: {' or '.join(options)}"
 
 
@@ -447,4 +484,6 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise UserError(f"command line: --{name}: {part!r} was given a value of its own ({depth})")
     last = rest[-1] if rest else top
-    values[last] = deep_merge(values[last], value) if isinstance(values.get(last), dict) and isinstance(value, dict) else value
+    values[last] = (
+        deep_merge(values[last], value) if isinstance(values.get(last), dict) and isinstance(value, dict) else value
+    )

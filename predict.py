@@ -51,9 +51,7 @@ def find_images(names: Sequence[str]) -> Iterator[str]:
         for current, folders, files in os.walk(name):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             shown = [file for file in sorted(files) if not file.startswith(".")]
-            yield from (
-                os.path.join(current, file) for file in shown if file.lower().endswith(IMAGE_EXTENSIONS)
-            )
+            yield from (os.path.join(current, file) for file in shown if file.lower().endswith(IMAGE_EXTENSIONS))
 
 
 def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
@@ -75,8 +73,7 @@ def normalise(images: Sequence[np.ndarray], trained: Trained) -> Tensor:
     from model.augment import fit_batch
 
     mean, std = (
-        torch.tensor(trained.pinned[name], device=trained.device).mul(255).view(1, 3, 1, 1)
-        for name in ("mean", "std")
+        torch.tensor(trained.pinned[name], device=trained.device).mul(255).view(1, 3, 1, 1) for name in ("mean", "std")
     )
     pixels = fit_batch(torch.from_numpy(np.stack(images)).to(trained.device), trained.pinned["im_sz"])
     return pixels.permute(0, 3, 1, 2).float().sub_(mean).mul_(std.reciprocal())
@@ -108,9 +105,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     from tabulate import tabulate
 
     columns = [column for column in rows[0] if column != "error" or any(row["error"] for row in rows)]
-    cells = [
-        [f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] or "" for c in columns] for row in rows
-    ]
+    cells = [[f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] or "" for c in columns] for row in rows]
     return tabulate(cells, columns, tablefmt="plain", disable_numparse=True)
 
 
@@ -131,9 +126,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--top: {args.top} given; at least 1")
     paths = list(find_images(args.images))
     if not paths:
-        raise UserError(
-            f"{', '.join(args.images)}: no images in there (read are {' '.join(IMAGE_EXTENSIONS)})"
-        )
+        raise UserError(f"{', '.join(args.images)}: no images in there (read are {' '.join(IMAGE_EXTENSIONS)})")
     if args.csv and not Path(args.csv).absolute().parent.is_dir():
         raise UserError(f"--csv: {Path(args.csv).parent}: no such folder")
     for stream in (sys.stdout, sys.stderr):

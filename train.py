@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and 
     import argparse
 
     import torch
+
     from params import Params
 
 
@@ -73,14 +74,13 @@ OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSpro
 def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.optim.Optimizer:
     """One learning rate per layer group; matrices and filters decay, biases and norm gains (ndim < 2) do not."""
     import torch
+
     from model.net import layer_groups
 
     layers = layer_groups(net)
     rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(layers)
     if len(rates) != len(layers):
-        raise UserError(
-            f"learning_rate: {len(rates)} rates for {len(layers)} layer groups; give one, or {len(layers)}"
-        )
+        raise UserError(f"learning_rate: {len(rates)} rates for {len(layers)} layer groups; give one, or {len(layers)}")
     groups = []
     for number, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
         # With lr_schedule the rates are absolute, and a list of rates says the proportions.
@@ -107,10 +107,6 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
 
 def train(plan: Plan, args: argparse.Namespace) -> None:
     """params.json -> loaders, net, metrics, loss, optimizer -> fit -> weights, history, logs, plots."""
-    from model.data_loader import fetch_dataloader
-    from model.metric import make_metrics
-    from model.net import make_net, set_frozen
-
     from engine import precision
     from engine.control import Control
     from engine.distributed import find_world
@@ -118,6 +114,9 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.loop import Epoch, Run, State, fit
     from engine.schedule import make_schedule, should_stop
     from engine.session import Session, plan_steps, restore
+    from model.data_loader import fetch_dataloader
+    from model.metric import make_metrics
+    from model.net import make_net, set_frozen
 
     params, world = plan.params, find_world()
     device = precision.pick_device(params, world.local_rank)

@@ -259,7 +259,5 @@ def describe_oserror(error: BaseException) -> str:
         return "out of memory: try a smaller batch_size, or cache: off"
     name = getattr(error, "filename", None)
     return (
-        f"{name}: {error.strerror}"
-        if name and getattr(error, "strerror", None)
-        else f"{type(error).__name__}: {error}"
+        f"{name}: {error.strerror}" if name and getattr(error, "strerror", None) else f"{type(error).__name__}: {error}"
     )

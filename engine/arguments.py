@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from params import parse_overrides
-
 from utils import UserError
 
 
@@ -50,14 +49,10 @@ def train_parser(doc: str | None) -> Parser:
     add("--extend", type=float, metavar="N", help="N epochs on top of a finished run's num_epochs")
     add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
     add("--resume", action="store_true", help="fail when there is nothing to resume")
-    add(
-        "--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed"
-    )
+    add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
     add("--scratch_dir", type=Path, metavar="DIR", help="checkpoints and events go there, linked from the folder")
     add("--cache_dir", type=Path, metavar="DIR", help="decoded images go there (default: .cache beside the data)")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    parser.epilog = (
-        "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
-    )
+    parser.epilog = "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
     return parser

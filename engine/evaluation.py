@@ -129,9 +129,7 @@ def per_class_markdown(lines: Sequence[Line], at_most: int | None = None) -> str
     shown = sorted(lines, key=lambda line: line["f1"])[:at_most] if few else list(lines)
     seen = [line for line in lines if line["images"]]
     mean: Line = {"class": "mean over the classes", "images": sum(line["images"] for line in seen)}
-    mean |= {
-        key: sum(line[key] for line in seen) / max(len(seen), 1) for key in ("precision", "recall", "f1")
-    }
+    mean |= {key: sum(line[key] for line in seen) / max(len(seen), 1) for key in ("precision", "recall", "f1")}
     table = [[_cell(line.get(head, "")) for head in HEADS] for line in [*shown, mean]]
     align = ("left", "right", "right", "right", "right", "left")
     text = tabulate(table, HEADS, tablefmt="github", disable_numparse=True, colalign=align)
@@ -144,9 +142,7 @@ def _cell(value: Any) -> str:
     return shorten(value, 40).replace("|", "\\|") if value != "" else ""
 
 
-def write_csv(
-    path: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]] | Iterator[Sequence[Any]]
-) -> None:
+def write_csv(path: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]] | Iterator[Sequence[Any]]) -> None:
     """A CSV file; file names that are not UTF-8 keep their bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -175,9 +171,7 @@ def write_evaluation(out: Path, found: Collected, loader: Any, title: str) -> li
 
 
 def _predictions(found: Collected, loader: Any) -> Iterator[list[str]]:
-    rows = zip(
-        found.positions, found.labels, found.predicted, found.logits.softmax(dim=1).tolist(), strict=True
-    )
+    rows = zip(found.positions, found.labels, found.predicted, found.logits.softmax(dim=1).tolist(), strict=True)
     for position, label, predicted, probabilities in rows:
         names = [loader.paths[position], loader.classes[label], loader.classes[predicted]]
         yield [*names, *(f"{value:.9g}" for value in probabilities)]

@@ -211,9 +211,7 @@ def _legend_entries(runs: Sequence[tuple[str, Any]], named: int) -> tuple[list[A
     return handles, labels
 
 
-def _comparison_panel(
-    panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]], key: str, named: int
-) -> None:
+def _comparison_panel(panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]], key: str, named: int) -> None:
     everything: list[float] = []
     last = [1.0]
     for rank in reversed(range(len(runs))):  # the best on top
@@ -248,13 +246,7 @@ def save_confusion_matrix(path: Path, matrix: np.ndarray, classes: Sequence[str]
     names = [shorten(name, length) for name in classes]
     margin = 0.9 + 0.075 * max(map(len, names))  # inches that the names take
     cell = (
-        0.62
-        if num_classes <= 12
-        else 0.42
-        if num_classes <= 30
-        else 0.16
-        if num_classes <= 150
-        else 12 / num_classes
+        0.62 if num_classes <= 12 else 0.42 if num_classes <= 30 else 0.16 if num_classes <= 150 else 12 / num_classes
     )
     side = max(2.6, cell * num_classes)
     with drawing(path, side + margin + 0.9, side + margin + 0.3) as figure:
@@ -338,9 +330,7 @@ def save_sheet(path: Path, images: np.ndarray, captions: Sequence[Sequence[str]]
         left = gap + number % columns * (tile + gap)
         top = gap + number // columns * (height + gap)
         image = Image.fromarray(pixels)
-        image = image.resize(
-            (tile, tile), Image.Resampling.NEAREST if image.width <= tile else Image.Resampling.BOX
-        )
+        image = image.resize((tile, tile), Image.Resampling.NEAREST if image.width <= tile else Image.Resampling.BOX)
         sheet.paste(image, (left, top))
         pen.rectangle((left - 1, top - 1, left + tile, top + tile), outline="#d5d8dc")
         for row, text in enumerate(caption):

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import params as params_module
-from params import Params
-
 from include import (
     ATTEMPTS,
     AUGMENTATION,
@@ -46,6 +44,7 @@ from include import (
     TRAIN_LOG,
     WEIGHTS,
 )
+from params import Params
 from utils import UserError, read_json, to_json, write_atomic, write_json
 
 if TYPE_CHECKING:

@@ -69,9 +69,7 @@ def load_trained(
     tensors, kit = read_weights(path)
     missing = {*OF_THE_NET, "classes", "normalisation"} - kit.keys()
     if missing:
-        raise UserError(
-            f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version"
-        )
+        raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
     values = {key: kit[key] for key in OF_THE_NET}
     values |= {key: overrides[key] for key in ("device", "cuda") if key in overrides}
     params = params_module.from_resolved(values, code_folder(folder.path, values))
@@ -82,9 +80,7 @@ def load_trained(
         net.load_state_dict(tensors)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise UserError(
-            f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}"
-        ) from None
+        raise UserError(f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}") from None
     layout = torch.preserve_format if place == "mps" else torch.channels_last
     net = net.to(place, memory_format=layout).eval()
     return Trained(net, path, which(folder, restore_file), best_epoch(folder, restore_file), kit, place)
@@ -97,9 +93,7 @@ def weights_path(folder: Folder, restore_file: str) -> Path:
     if restore_file in ("best", "last") and not folder.weights(restore_file).is_file():
         folder.resolved()  # not trained: it says how
         go_on = command("python", "train.py", "--model_dir", folder.path)
-        raise UserError(
-            f"{folder.weights(restore_file)} is not there: no epoch has been finished; go on with {go_on}"
-        )
+        raise UserError(f"{folder.weights(restore_file)} is not there: no epoch has been finished; go on with {go_on}")
     return find_weights(folder, restore_file)
 
 

@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from params import Params
 from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.ema import Ema
 from engine.schedule import Schedule, best_row, is_time, plateau_factor
+from params import Params
 from utils import key64
 
 

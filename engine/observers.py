@@ -45,9 +45,7 @@ class TensorBoard(Observer):
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
         if importlib.util.find_spec("tensorboard") is None:
-            raise UserError(
-                'observers: "tensorboard" needs its package: pip install tensorboard, or leave it out'
-            )
+            raise UserError('observers: "tensorboard" needs its package: pip install tensorboard, or leave it out')
         self._writer: Any = None
 
     @property
@@ -103,9 +101,7 @@ class LivePlot(Observer):
         begun = time.monotonic()
         path = self.folder / METRICS_BEST
         best_epoch = read_json(path).get("epoch") if path.exists() else None
-        save_history_figure(
-            self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric, best_epoch
-        )
+        save_history_figure(self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric, best_epoch)
         self.rows_drawn, self.since = len(self.history), time.monotonic()
         self.cost = self.since - begun
 
@@ -125,15 +121,9 @@ def make_observers(names: list[str], folder: Path, params: Params, start_step: i
         try:
             observer = made(Path(folder), params, start_step)
         except TypeError as error:
-            raise UserError(
-                f"observers: {name} cannot be made with (folder, params, start_step): {error}"
-            ) from None
-        missing = [
-            method for method in ("step", "epoch", "close") if not callable(getattr(observer, method, None))
-        ]
+            raise UserError(f"observers: {name} cannot be made with (folder, params, start_step): {error}") from None
+        missing = [method for method in ("step", "epoch", "close") if not callable(getattr(observer, method, None))]
         if missing:
-            raise UserError(
-                f"observers: {name} has no method {missing[0]}(); derive it from engine.observers.Observer"
-            )
+            raise UserError(f"observers: {name} has no method {missing[0]}(); derive it from engine.observers.Observer")
         observers.append(observer)
     return observers

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from params import Params
 
+from params import Params
 from utils import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

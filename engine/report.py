@@ -64,11 +64,7 @@ class Row:
 
 def natural(text: str) -> list[Any]:
     """A sorting key: "run_2" before "run_10"."""
-    return [
-        (0, float(part), "") if part[:1].isdigit() else (1, 0.0, part)
-        for part in re.split(r"(\d+)", text)
-        if part
-    ]
+    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def find_folders(parent: Path) -> list[Path]:
@@ -114,9 +110,7 @@ def read_row(path: Path, name: str) -> Row:
     folder = Folder(path)
     resolved = folder.resolved()
     meta = folder.meta()
-    params = flatten(
-        {key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED}
-    )
+    params = flatten({key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED})
     if meta.get("data_dir"):
         params["data"] = Path(meta["data_dir"]).name
     looks = path / TEST_LOOKS
@@ -227,9 +221,7 @@ def metric_columns(tables: Iterable[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: name != "loss")
 
 
-def sort_cells(
-    cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None
-) -> list[Cells]:
+def sort_cells(cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None) -> list[Cells]:
     column = sort_column(columns, rows, sort)
     split, _, metric = column.partition("_")
     is_metric = split in ("val", "test") and column != "test_looks"
@@ -280,9 +272,7 @@ def to_markdown(columns: Sequence[str], cells: Sequence[Cells]) -> str:
     table = [[text(column, line.get(column)) for column in columns] for line in cells]
     is_number = [all(isinstance(line.get(c), int | float | None) for line in cells) for c in columns]
     align = ["right" if number else "left" for number in is_number]
-    return tabulate(
-        table, columns, tablefmt="github", disable_numparse=True, colalign=align if table else None
-    )
+    return tabulate(table, columns, tablefmt="github", disable_numparse=True, colalign=align if table else None)
 
 
 def to_csv(columns: Sequence[str], cells: Sequence[Cells]) -> str:

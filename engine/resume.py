@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import params as params_module
-from params import Params
-
 from engine.folder import Folder, read_manifest
 from engine.provenance import changed_files, run_frozen, same
 from include import CHECKPOINTS, EXIT_NONFINITE, HISTORY_CSV, METRICS_BEST, PARAMS, TRAIN_HISTORY_PNG
+from params import Params
 from utils import UserError, command
 
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}

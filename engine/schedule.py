@@ -101,9 +101,7 @@ def with_warmup(shape: Shape, warm: int) -> Shape:
 
 def with_extension(shape: Shape, start: int, end: int, peak: float = 1.0) -> Shape:
     """`shape` up to `start`, then a cosine from a tenth of `peak` to zero at `end`."""
-    return lambda step: (
-        _cosine(0.1 * peak, 0.0, (step - start) / max(1, end - start)) if step >= start else shape(step)
-    )
+    return lambda step: _cosine(0.1 * peak, 0.0, (step - start) / max(1, end - start)) if step >= start else shape(step)
 
 
 def make_schedule(

@@ -3,19 +3,19 @@
 import logging
 from typing import Any
 
-from params import Params
 from torch import Tensor
 
 from engine.checkpoint import Checkpoints, write_weights
 from engine.control import Bar, Control, Interrupted
+from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
 from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step
 from engine.observers import make_observers
 from engine.provenance import snapshot, update_meta, write_meta
-from engine.figures import save_batch_sheet, save_history_figure
 from engine.resume import Plan, closing_block
 from engine.schedule import best_row, num_steps
 from include import BATCH_PNG, EXIT_BUG, EXIT_NONFINITE, EXIT_SYSTEM, RESOLVED, TRAIN_HISTORY_PNG
+from params import Params
 from utils import UserError, read_tensors, write_json
 
 log = logging.getLogger("train")
@@ -91,7 +91,9 @@ class Session:
         num_parameters = sum(parameter.numel() for parameter in self.run.net.parameters())
         lines = [*self.plan.remarks, self.run.train_loader.description]
         lines += [f"net: {self.params.arch}, {num_parameters:,} parameters", f"machine: {self.choice}"]
-        lines += [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
+        lines += (
+            [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
+        )
         lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
         if self.plan.verb == "continue":
             self._derive_again()

@@ -56,7 +56,10 @@ def build(source: str, data_dir: Path, options: dict[str, Any]) -> Built:
 
     UserError when the source cannot be read, or data_dir holds something else already.
     """
-    request = {"source": Path(source).name or source, **{key: value for key, value in options.items() if value is not None}}
+    request = {
+        "source": Path(source).name or source,
+        **{key: value for key, value in options.items() if value is not None},
+    }
     if "labels" in request:
         request["labels"] = Path(request["labels"]).name
     if done := already_built(data_dir, request):
@@ -69,7 +72,9 @@ def build(source: str, data_dir: Path, options: dict[str, Any]) -> Built:
             items = split_off(items, options["valid_fraction"])
         target = Path(work) / "dataset"
         write_items(items, target, options.get("size"), built)
-        write_json(target / RECORD, {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks})
+        write_json(
+            target / RECORD, {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks}
+        )
         if data_dir.exists():
             data_dir.rmdir()  # already_built saw that it is empty
         os.rename(target, data_dir)
@@ -86,9 +91,13 @@ def already_built(data_dir: Path, request: dict[str, Any]) -> Built | None:
         record = read_json(data_dir / RECORD)
         if record.get("request") == request:
             return Built(data_dir, record["counts"], [*record["remarks"], "was built before, from the same source"])
-        raise UserError(f"{data_dir} was built from another request ({record.get('request')}); remove it, or name another --data_dir")
+        raise UserError(
+            f"{data_dir} was built from another request ({record.get('request')}); remove it, or name another --data_dir"
+        )
     if any(data_dir.iterdir()):
-        raise UserError(f"{data_dir} is there already, and was not made by build_dataset.py; remove it, or name another --data_dir")
+        raise UserError(
+            f"{data_dir} is there already, and was not made by build_dataset.py; remove it, or name another --data_dir"
+        )
     return None
 
 
@@ -101,7 +110,9 @@ def find_items(source: str, work: Path, options: dict[str, Any], built: Built) -
     path = Path(source)
     if not path.exists():
         known = ["digits", *TORCHVISION]
-        raise UserError(f"--source {source}: no such folder or archive, nor a name that is known; {nearest(source, known)}")
+        raise UserError(
+            f"--source {source}: no such folder or archive, nor a name that is known; {nearest(source, known)}"
+        )
     if path.is_file():
         path = extract(path, work / "archive")
     if options.get("labels"):
@@ -130,8 +141,14 @@ def extract(archive: Path, target: Path) -> Path:
                 for number, info in enumerate(zipped.infolist()):
                     total += info.file_size
                     _limit(number, total, archive)
-                    if info.filename.startswith(("/", "\\")) or ".." in Path(info.filename).parts or info.file_size > 1000 * max(1, info.compress_size):
-                        raise UserError(f"{archive}: member {info.filename!r} is refused (outside the target, or a bomb)")
+                    if (
+                        info.filename.startswith(("/", "\\"))
+                        or ".." in Path(info.filename).parts
+                        or info.file_size > 1000 * max(1, info.compress_size)
+                    ):
+                        raise UserError(
+                            f"{archive}: member {info.filename!r} is refused (outside the target, or a bomb)"
+                        )
                 zipped.extractall(target)
             return target
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
@@ -156,7 +173,11 @@ def unwrap(path: Path) -> Path:
 
 def folder(path: Path, built: Built) -> Iterator[Item]:
     """{train,valid,test}/CLASS, flat CLASS folders, or flat {train,val,test}*/LABEL_NAME.jpg."""
-    flat = [entry for entry in path.iterdir() if entry.is_dir() and FLAT.match(entry.name) and not any(e.is_dir() for e in entry.iterdir())]
+    flat = [
+        entry
+        for entry in path.iterdir()
+        if entry.is_dir() and FLAT.match(entry.name) and not any(e.is_dir() for e in entry.iterdir())
+    ]
     if flat:
         built.remarks.append("flat layout: the label is what stands before the first _ of each file name")
         yield from flat_layout(flat, built)
@@ -181,7 +202,9 @@ def flat_layout(folders: list[Path], built: Built) -> Iterator[Item]:
         for file in sorted(where.iterdir()):
             label, underscore, _ = file.name.partition("_")
             if not file.name.lower().endswith(IMAGE_EXTENSIONS) or not underscore or file.name.startswith("."):
-                ignored["hidden files" if file.name.startswith(".") else file.suffix.lower() or "files without extension"] += 1
+                ignored[
+                    "hidden files" if file.name.startswith(".") else file.suffix.lower() or "files without extension"
+                ] += 1
                 continue
             yield Item(SPLIT_SYNONYMS.get(split, split), label, file.name, file)
     if ignored:
@@ -203,7 +226,9 @@ def table(path: Path, options: dict[str, Any], built: Built) -> Iterator[Item]:
         raise UserError(f"--labels {file}: no rows")
     for option in ("image_col", "label_col", "group_col"):
         if options.get(option) and options[option] not in rows[0]:
-            raise UserError(f"--{option} {options[option]}: no such column in {file}; {nearest(options[option], rows[0])}")
+            raise UserError(
+                f"--{option} {options[option]}: no such column in {file}; {nearest(options[option], rows[0])}"
+            )
     image_col, label_col, group_col = (options.get(name) for name in ("image_col", "label_col", "group_col"))
     if not image_col or not label_col:
         raise UserError(f"--labels needs --image_col and --label_col; columns of {file}: {', '.join(rows[0])}")
@@ -213,7 +238,9 @@ def table(path: Path, options: dict[str, Any], built: Built) -> Iterator[Item]:
         (found if image else missing).append((row, image))
     if missing:
         names = ", ".join(repr(row[image_col]) for row, _ in missing[:5])
-        raise UserError(f"--labels {file}: {len(missing)} of {len(rows)} images are not below {path}: {names}{', ...' if len(missing) > 5 else ''}")
+        raise UserError(
+            f"--labels {file}: {len(missing)} of {len(rows)} images are not below {path}: {names}{', ...' if len(missing) > 5 else ''}"
+        )
     for number, (row, image) in enumerate(found):
         label = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", (row[label_col] or "").strip()).lstrip(".")
         if not label:
@@ -221,7 +248,10 @@ def table(path: Path, options: dict[str, Any], built: Built) -> Iterator[Item]:
         group = f"group {row[group_col]}" if group_col else f"image {number}"
         name = f"{number:06d}_{image.name}"  # type: ignore[union-attr]
         yield Item(_side(group), label, name, image, group)
-    built.remarks.append("split into 70 % train, 15 % valid, 15 % test" + (f", keeping each {group_col} on one side" if group_col else ""))
+    built.remarks.append(
+        "split into 70 % train, 15 % valid, 15 % test"
+        + (f", keeping each {group_col} on one side" if group_col else "")
+    )
 
 
 def _find_image(root: Path, name: str) -> Path | None:
@@ -271,7 +301,9 @@ def torchvision_dataset(name: str, work: Path) -> Iterator[Item]:
             data = cls(str(work / "download"), download=True, **arguments)
         except Exception as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise UserError(f"--source {name}: cannot be downloaded ({reason}); give a local archive or folder as --source") from None
+            raise UserError(
+                f"--source {name}: cannot be downloaded ({reason}); give a local archive or folder as --source"
+            ) from None
         names = getattr(data, "classes", None)
         for number, (image, label) in enumerate(data):
             title = re.sub(r"[/\\]", "-", str(names[label])) if names else str(label)

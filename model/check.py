@@ -13,8 +13,25 @@ from model.images import ImageError, decode, read_bytes
 from model.index import check_classes, describe_ignored, find_splits, index_split
 from utils import UserError, write_json
 
-MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WEBP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"))
-USUAL = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"RIFF", "WEBP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+USUAL = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 REPORT = "dataset_report.json"
 
 
@@ -78,7 +95,10 @@ def check(data_dir: Path) -> dict[str, Any]:
         report["splits"][split] = dict(sorted(counts.items()))
         if index.ignored:
             report["ignored"][split] = describe_ignored(index.ignored)
-        files += [{"path": path, "split": split, "label": index.classes[label]} for path, label in zip(index.paths, index.labels, strict=True)]
+        files += [
+            {"path": path, "split": split, "label": index.classes[label]}
+            for path, label in zip(index.paths, index.labels, strict=True)
+        ]
     for file, seen in zip(files, look_at_all([str(data_dir / file["path"]) for file in files]), strict=True):
         file.update(seen)
     report["broken"] = [file["error"] for file in files if "error" in file]
@@ -117,12 +137,19 @@ def oddities(files: list[dict[str, Any]], report: dict[str, Any]) -> list[str]:
     if long:
         found.append(f"{len(long)} images more than four times as long as wide: {_names(long)}")
     if report["width"] and report["width"][2] > 4 * report["width"][0]:
-        small, large = min(files, key=lambda f: f["width"] * f["height"]), max(files, key=lambda f: f["width"] * f["height"])
-        found.append("sizes from {width} x {height} ({path})".format(**small) + " to {width} x {height} ({path})".format(**large))
+        small, large = (
+            min(files, key=lambda f: f["width"] * f["height"]),
+            max(files, key=lambda f: f["width"] * f["height"]),
+        )
+        found.append(
+            "sizes from {width} x {height} ({path})".format(**small) + " to {width} x {height} ({path})".format(**large)
+        )
     for split, counts in report["splits"].items():
         if max(counts.values()) > 3 * min(counts.values()):
             few, many = min(counts, key=counts.get), max(counts, key=counts.get)
-            found.append(f"{split}: classes are unequal: {few} {counts[few]}, {many} {counts[many]}; see sampler and class_weights")
+            found.append(
+                f"{split}: classes are unequal: {few} {counts[few]}, {many} {counts[many]}; see sampler and class_weights"
+            )
     for split in ("valid", "test"):
         if split not in report["splits"]:
             found.append(f"no {split} split")
@@ -151,11 +178,13 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines = []
     for split, counts in report["splits"].items():
         shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
-        lines.append(f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: {shown}{', ...' if len(counts) > 12 else ''}")
+        lines.append(
+            f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: {shown}{', ...' if len(counts) > 12 else ''}"
+        )
     lines.append("formats " + ", ".join(f"{name} {count}" for name, count in report["formats"].items()))
     for key in ("width", "height"):
         if report[key]:
-            lines.append("{} {} to {} px, median {}".format(key, report[key][0], report[key][2], report[key][1]))
+            lines.append(f"{key} {report[key][0]} to {report[key][2]} px, median {report[key][1]}")
     lines += [f"ignored in {split}: {text}" for split, text in report["ignored"].items()]
     lines += [f"odd: {text}" for text in report["oddities"]]
     for title in ("duplicates", "duplicates_across_splits", "label_conflicts"):

@@ -1,10 +1,11 @@
-"""Image files -> RGB uint8 arrays, with defined conversions; nothing is decoded before its header was looked at.
+"""Image files -> RGB uint8 arrays, with defined conversions; the header is checked before the decoding.
 
 JPEG goes through simplejpeg (pixel-identical to Pillow, several times faster), everything else through
 Pillow. 16-bit grey is divided by 257, transparency is laid over white, CMYK and palettes become RGB, EXIF
 orientation is applied, an animation gives its first frame; float images are refused.
 """
 
+import contextlib
 import os
 import stat
 import struct
@@ -28,10 +29,18 @@ def read_bytes(path: Path | str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{path}: no regular file")
-        return file.read()
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def decode(data: bytes, path: Path | str) -> np.ndarray:
@@ -59,18 +68,19 @@ def _decode_jpeg(data: bytes, path: Path | str) -> np.ndarray | None:
     except ValueError:
         return None
     check_size(width, height, path)
-    orientation = jpeg_orientation(data)
-    if colours not in ("YCbCr", "Gray") or data[-2:] != b"\xff\xd9" and data.rfind(b"\xff\xd9") < len(data) * 0.5:
-        return None  # Pillow says what is wrong with a truncated one
-    try:
-        image = simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except ValueError:
+    if colours not in ("YCbCr", "Gray"):
         return None
-    return orient(image, orientation)
+    try:
+        image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: a truncated file is an error
+    except ValueError:
+        return None  # Pillow says what is wrong with it
+    return orient(image, jpeg_orientation(data))
 
 
 def jpeg_orientation(data: bytes) -> int:
     """EXIF orientation 1..8 of a JPEG, from its first APP1 segment; 1 when there is none."""
+    if b"Exif\0\0" not in data:
+        return 1
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
@@ -89,7 +99,8 @@ def _tiff_orientation(tiff: bytes) -> int:
             return 1
         start = struct.unpack(order + "I", tiff[4:8])[0]
         for number in range(struct.unpack(order + "H", tiff[start : start + 2])[0]):
-            tag, _, _, value = struct.unpack(order + "HHIH", tiff[start + 2 + 12 * number : start + 12 + 12 * number])
+            at = start + 2 + 12 * number
+            tag, _, _, value = struct.unpack(order + "HHIH", tiff[at : at + 10])
             if tag == 0x0112:
                 return value if 1 <= value <= 8 else 1
     except struct.error:
@@ -102,7 +113,7 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
-    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]) if orientation > 1 else image
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def check_size(width: int, height: int, path: Path | str) -> None:
@@ -130,7 +141,8 @@ def _decode_pillow(data: bytes, path: Path | str) -> np.ndarray:
     except ImageError:
         raise
     except Exception as error:  # decoders raise all kinds; whatever it is, this file cannot be used
-        raise ImageError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}") from None
+        reason = " ".join(str(error).split())[:120]
+        raise ImageError(f"{path}: {type(error).__name__}{': ' if reason else ''}{reason}") from None
 
 
 def _to_rgb(image, path: Path | str) -> np.ndarray:  # noqa: ANN001 (PIL is imported on demand)
@@ -154,13 +166,18 @@ def image_size(path: Path | str) -> tuple[int, int]:
     """(width, height) from the header alone, as stored (EXIF orientation not applied)."""
     import io
 
+    import simplejpeg
+
+    data = read_bytes(path)
+    if data[:3] == b"\xff\xd8\xff":
+        with contextlib.suppress(ValueError):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            return width, height
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
-    except ImageError:
-        raise
     except Exception as error:
         raise ImageError(f"{path}: {type(error).__name__}") from None
 

@@ -107,9 +107,7 @@ class ResNet9(nn.Module):
     follow what small fast CIFAR nets settled on, so that a CPU can train it in minutes.
     """
 
-    def __init__(
-        self, num_classes: int, dropout: float = 0.0, widths: Sequence[int] = (64, 128, 256), stem: int = 24
-    ):
+    def __init__(self, num_classes: int, dropout: float = 0.0, widths: Sequence[int] = (64, 128, 256), stem: int = 24):
         super().__init__()
         a, b, c = widths
         self.stem = ConvNormAct(3, stem)
@@ -118,9 +116,7 @@ class ResNet9(nn.Module):
             nn.Sequential(ConvNormAct(a, b, halve=True), Residual(ConvNormAct(b, b))),
             nn.Sequential(ConvNormAct(b, c, halve=True), Residual(ConvNormAct(c, c), ConvNormAct(c, c))),
         )
-        self.head = nn.Sequential(
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(c, num_classes)
-        )
+        self.head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(c, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(images)))  # (B, 3, H, W) -> (B, K)

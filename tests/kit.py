@@ -13,7 +13,14 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-TINY = {"arch": "simple_cnn", "arch_args": {"n_filters": 4}, "batch_size": 16, "num_epochs": 2, "observers": [], "threads": 1}
+TINY = {
+    "arch": "simple_cnn",
+    "arch_args": {"n_filters": 4},
+    "batch_size": 16,
+    "num_epochs": 2,
+    "observers": [],
+    "threads": 1,
+}
 
 
 def make_images(folder: Path, classes: int = 3, per_class: int = 12, side: int = 16, seed: int = 0) -> None:

@@ -34,7 +34,9 @@ class Loader:
                 labels = self.labels[part]
                 if self.mix:
                     share = torch.rand(1, generator=torch.Generator().manual_seed(epoch * 100 + step))
-                    labels = share * nn.functional.one_hot(labels, 4) + (1 - share) * nn.functional.one_hot(labels.flip(0), 4)
+                    labels = share * nn.functional.one_hot(labels, 4) + (1 - share) * nn.functional.one_hot(
+                        labels.flip(0), 4
+                    )
                 yield self.images[part], labels, part, torch.ones(len(part))
 
 
@@ -51,10 +53,25 @@ def accuracy(logits, labels):
     return (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).float()
 
 
-def make(scheduler="plateau", accumulate=2, mix=True, ema=0.9, optimizer="sgd", channels_last=True, wants=lambda: True, scale=1.0):
+def make(
+    scheduler="plateau",
+    accumulate=2,
+    mix=True,
+    ema=0.9,
+    optimizer="sgd",
+    channels_last=True,
+    wants=lambda: True,
+    scale=1.0,
+):
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8, 4)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(8, 4),
     )
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
@@ -63,9 +80,16 @@ def make(scheduler="plateau", accumulate=2, mix=True, ema=0.9, optimizer="sgd", 
         warmup=0.5, lr_schedule=None, optimizer=optimizer, momentum=0.9,
     )  # fmt: skip
     group = {"params": list(net.parameters()), "lr": 0.1, "initial_lr": 0.1, "layer_group": 0}
-    kind = {"sgd": lambda: torch.optim.SGD([group], momentum=0.9, fused=True), "adamw": lambda: torch.optim.AdamW([group], fused=True)}
+    kind = {
+        "sgd": lambda: torch.optim.SGD([group], momentum=0.9, fused=True),
+        "adamw": lambda: torch.optim.AdamW([group], fused=True),
+    }
     state = State(net, kind[optimizer](), Ema(net, ema) if ema else None)
-    whole = type("Whole", (), {"per_image": False, "minimize": False, "__call__": staticmethod(lambda lo, la: accuracy(lo, la).mean())})()
+    whole = type(
+        "Whole",
+        (),
+        {"per_image": False, "minimize": False, "__call__": staticmethod(lambda lo, la: accuracy(lo, la).mean())},
+    )()
     metrics = {"loss": per_image(loss_of, minimize=True), "accuracy": per_image(accuracy), "whole": whole}
     run = Run(
         params=params, net=net, optimizer=state.optimizer, loss_fn=loss_of, metrics=metrics, forward=net,
@@ -144,7 +168,9 @@ def test_means_are_per_example():
     epochs = [event for event in fit(run, state) if isinstance(event, Epoch)]
     with torch.no_grad():
         logits = state.ema.module.eval()(Loader(False).images)
-    assert epochs[-1].row["val_accuracy"] == pytest.approx(accuracy(logits, Loader(False).labels).mean().item(), abs=1e-6)
+    assert epochs[-1].row["val_accuracy"] == pytest.approx(
+        accuracy(logits, Loader(False).labels).mean().item(), abs=1e-6
+    )
     assert epochs[-1].row["val_loss"] == pytest.approx(loss_of(logits, Loader(False).labels).mean().item(), abs=1e-6)
     assert epochs[-1].row["val_whole"] == pytest.approx(epochs[-1].row["val_accuracy"])
 

@@ -11,9 +11,7 @@ from model.metric import METRICS, PerImage, Set, make_metrics
 from utils import UserError
 
 
-@pytest.fixture(
-    params=[(200, 10, 10), (150, 7, 4), (80, 2, 2)], ids=["10 classes", "absent classes", "binary"]
-)
+@pytest.fixture(params=[(200, 10, 10), (150, 7, 4), (80, 2, 2)], ids=["10 classes", "absent classes", "binary"])
 def case(request):
     """(N, K) logits, some of them equal, and (N,) labels in the first `present` classes only."""
     number, num_classes, present = request.param
@@ -43,9 +41,7 @@ def test_equal_to_scikit_learn(case):
         "f1": reference.f1_score(true, called, **macro),
         "precision": reference.precision_score(true, called, **macro),
         "recall": reference.recall_score(true, called, **macro),
-        "auc": np.mean(
-            [reference.roc_auc_score(true == k, logits.double().log_softmax(1)[:, k]) for k in present]
-        ),
+        "auc": np.mean([reference.roc_auc_score(true == k, logits.double().log_softmax(1)[:, k]) for k in present]),
     }
     expected["balanced_accuracy"] = expected["recall"]
     for name, wanted in expected.items():
@@ -122,9 +118,7 @@ def test_metrics_of_a_file(tmp_path):
     assert list(made) == ["loss", "margin", "gap", "whole", "mean"]
     assert isinstance(made["margin"], PerImage) and made["gap"].minimize and isinstance(made["whole"], Set)
     logits, labels = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1])
-    assert (
-        made["margin"](logits, labels).tolist() == [2.0, 0.0] and float(made["whole"](logits, labels)) == 1.0
-    )
+    assert made["margin"](logits, labels).tolist() == [2.0, 0.0] and float(made["whole"](logits, labels)) == 1.0
     with pytest.raises(UserError, match="mean gave shape .* one value per image"):
         made["mean"](logits, labels)
     (tmp_path / "net.py").write_text("def accuracy(logits, labels):\n    return logits[:, 0]\n")

@@ -87,9 +87,7 @@ def test_own_nets_give_logits_at_any_small_size(name, im_sz):
 
 def test_arch_args_reach_the_constructor():
     assert make_net(make_params(arch="lenet", arch_args={"n_filters": 10}), 10).features[0].out_channels == 10
-    assert (
-        make_net(make_params(arch="resnet9", arch_args={"widths": [8, 8, 16]}), 10).head[-1].in_features == 16
-    )
+    assert make_net(make_params(arch="resnet9", arch_args={"widths": [8, 8, 16]}), 10).head[-1].in_features == 16
     net = make_net(make_params(arch="resnet18", arch_args={"zero_init_residual": True}), 10)
     assert net.layer1[0].bn2.weight.eq(0).all()
 
@@ -105,9 +103,7 @@ def test_head_dropout_is_ps_under_torchvisions_own_names(name):
         net = make_net(make_params(arch=name, ps=0.25, im_sz=224), 5)
         own = get_model(name, num_classes=5)
     assert net.state_dict().keys() == own.state_dict().keys()
-    rates = [
-        getattr(m, "p", getattr(m, "dropout", 0)) for m in net.modules() if "Dropout" in type(m).__name__
-    ]
+    rates = [getattr(m, "p", getattr(m, "dropout", 0)) for m in net.modules() if "Dropout" in type(m).__name__]
     assert rates[-1] == 0.25
 
 
@@ -191,9 +187,7 @@ def test_layer_groups_hold_each_parameter_once(name):
     names = {id(parameter): key for key, parameter in net.named_parameters()}
     assert sorted(names[id(p)] for group in groups for p in group) == sorted(names.values())
     assert len(groups) == 3 and all(groups)
-    assert any(p.shape[0] == 13 for p in groups[2]) and not any(
-        p.shape[0] == 13 for p in groups[0] + groups[1]
-    )
+    assert any(p.shape[0] == 13 for p in groups[2]) and not any(p.shape[0] == 13 for p in groups[0] + groups[1])
     sizes = [sum(p.numel() for p in group) for group in groups]
     assert min(sizes[:2]) > 0.005 * sum(sizes[:2]), sizes
 
@@ -236,10 +230,7 @@ def test_frozen_groups_do_not_move_not_even_their_batch_norm():
     assert not net.blocks[0][0][1].training and net.blocks[2][0][1].training
 
     copied = copy.deepcopy(net).train()
-    assert (
-        not copied.blocks[0][0][1].training
-        and copied.blocks[0][0][1].train.__self__ is copied.blocks[0][0][1]
-    )
+    assert not copied.blocks[0][0][1].training and copied.blocks[0][0][1].train.__self__ is copied.blocks[0][0][1]
     set_frozen(net, 0)
     assert all(p.requires_grad for p in net.parameters())
     assert all(module.training for module in net.train().modules())
@@ -268,9 +259,7 @@ def test_weights_of_a_local_file(tmp_path, suffix):
     save_file(tensors, path) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, path)
     net = make_net(make_params(tmp_path, arch="lenet", pretrain=path.name), 3)
     assert net.features[0].weight.equal(source.features[0].weight)
-    assert net.weights_report.startswith(
-        f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1"
-    )
+    assert net.weights_report.startswith(f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1")
     assert "unexpected in the file: extra" in net.weights_report and "\n" not in net.weights_report
     del tensors["_orig_mod.module.head.1.bias"]
     torch.save(tensors, path.with_suffix(".pt"))
@@ -318,9 +307,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_published_weights_with_no_network_say_what_to_do(hub):
-    with pytest.raises(
-        UserError, match="no network, put https://.*resnet18-.*pth at .*or give a local file"
-    ) as caught:
+    with pytest.raises(UserError, match="no network, put https://.*resnet18-.*pth at .*or give a local file") as caught:
         make_net(make_params(arch="resnet18", pretrain=1), 10)
     assert str(hub) in str(caught.value) and "\n" not in str(caught.value)
     for arch, message in (
@@ -340,8 +327,7 @@ def test_published_weights_from_torchs_cache(hub):
             renames = {f"{kind}{i}.": f"{kind}.{i}." for kind in ("norm", "conv") for i in (1, 2)}
             for new, old in renames.items():
                 tensors = {
-                    key.replace("." + new, "." + old) if "denselayer" in key else key: v
-                    for key, v in tensors.items()
+                    key.replace("." + new, "." + old) if "denselayer" in key else key: v for key, v in tensors.items()
                 }
         torch.save(dict(tensors), hub / get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1])
         return tensors

@@ -37,17 +37,13 @@ def write(path: Path, value: object) -> None:
     path.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
-def make_folder(
-    path: Path, accuracy: float, status: dict | None = None, test: float | None = None, **params
-) -> Path:
+def make_folder(path: Path, accuracy: float, status: dict | None = None, test: float | None = None, **params) -> Path:
     """A folder as train.py and evaluate.py leave it."""
     resolved = {"arch": "lenet", "learning_rate": 0.1, "best_metric": "accuracy", "arch_args": {}} | params
     write(path / "params.json", {})
     write(path / "record/resolved.json", resolved | {"pinned": {"classes": ["a", "b"]}})
     write(path / "record/meta.json", {"data_dir": "data/digits"})
-    write(
-        path / "record/status.json", {"state": "done", "epoch": 3, "step": 30, "message": ""} | (status or {})
-    )
+    write(path / "record/status.json", {"state": "done", "epoch": 3, "step": 30, "message": ""} | (status or {}))
     write(path / "history.json", history(3, accuracy))
     write(path / "metrics_val_best_weights.json", {"epoch": 3, "loss": 1 - accuracy, "accuracy": accuracy})
     if test is not None:
@@ -63,9 +59,7 @@ def parent(tmp_path: Path) -> Path:
     make_folder(tmp_path / "lr_10", 0.9, learning_rate=1.0, test=0.85)
     make_folder(tmp_path / "deep/one|two", 0.7, learning_rate=0.1, arch_args={"n_filters": 8})
     make_folder(tmp_path / "lr_2/attempts/1", 0.99)  # an earlier attempt is no experiment
-    make_folder(
-        tmp_path / "here", 0.6, {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
-    )
+    make_folder(tmp_path / "here", 0.6, {"state": "running", "pid": os.getpid(), "host": socket.gethostname()})
     make_folder(tmp_path / "gone", 0.5, {"state": "running", "pid": 2**22 + 1, "host": socket.gethostname()})
     make_folder(tmp_path / "nan", 0.4, {"state": "failed", "message": "the loss is nan\nin epoch 3"})
     write(tmp_path / "new/params.json", {})
@@ -218,9 +212,7 @@ def test_history_figure(tmp_path, num_epochs):
 def test_confusion_matrix(tmp_path, num_classes):
     matrix = np.eye(num_classes, dtype=int) * 20
     matrix[0, 1], matrix[1] = 12_345, 0  # many, and a class that does not occur
-    names = [
-        f"$class_{number} 猫 with a name that is much too long for a label" for number in range(num_classes)
-    ]
+    names = [f"$class_{number} 猫 with a name that is much too long for a label" for number in range(num_classes)]
     figures.save_confusion_matrix(tmp_path / "m.png", matrix, names, "title")
     width, height = picture(tmp_path / "m.png")
     assert 300 < width < 2200 and 300 < height < 2200

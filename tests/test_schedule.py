@@ -10,7 +10,15 @@ from engine.schedule import best_row, make_schedule, plateau_factor, should_stop
 
 
 def settings(**changes):
-    base = dict(scheduler="one_cycle", div_factor=25.0, pct_start=0.3, warmup=0.0, lr_schedule=None, optimizer="sgd", momentum=0.9)
+    base = dict(
+        scheduler="one_cycle",
+        div_factor=25.0,
+        pct_start=0.3,
+        warmup=0.0,
+        lr_schedule=None,
+        optimizer="sgd",
+        momentum=0.9,
+    )
     return SimpleNamespace(**(base | changes))
 
 
@@ -23,7 +31,13 @@ def test_one_cycle_is_torchs(total, pct_start, div_factor):
     tensor = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [tensor], "lr": 0.3}], lr=0.3, momentum=0.9)
     torchs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.3, total_steps=total, pct_start=pct_start, div_factor=div_factor, base_momentum=0.85, max_momentum=0.95
+        optimizer,
+        max_lr=0.3,
+        total_steps=total,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        base_momentum=0.85,
+        max_momentum=0.95,
     )
     ours = make_schedule(settings(pct_start=pct_start, div_factor=div_factor), total, steps_per_epoch=10)
     for step in range(total):
@@ -45,7 +59,9 @@ def test_lr_schedule_is_piecewise_and_overrides():
     assert [shape(step) for step in (0, 14, 15, 499, 9999)] == [0.1, 0.1, 0.01, 0.01, 0.01]
 
 
-@pytest.mark.parametrize("name,end", [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("plateau", 1.0)])
+@pytest.mark.parametrize(
+    "name,end", [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("plateau", 1.0)]
+)
 def test_shapes_begin_at_one_and_end_where_they_should(name, end):
     shape = make_schedule(settings(scheduler=name), 1000, 100).multiplier
     assert shape(0) == pytest.approx(1.0)

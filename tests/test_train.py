@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
 
 
@@ -111,7 +112,9 @@ def test_restart_keeps_the_old_attempt(train, tmp_path):
     code, _ = train(folder, "--restart", "--learning_rate=0.2")
     assert code == 0
     moved = tree(folder / "attempts" / "1")
-    assert moved["weights/best.safetensors"] == old["weights/best.safetensors"] and moved["train.log"] == old["train.log"]
+    assert (
+        moved["weights/best.safetensors"] == old["weights/best.safetensors"] and moved["train.log"] == old["train.log"]
+    )
     code, printed = train(folder, "--restart", "--learnig_rate=0.2")
     assert code == 2 and "learning_rate" in printed
     assert not (folder / "attempts" / "2").exists(), "validated first"
@@ -174,7 +177,9 @@ def test_changed_code_is_refused_but_comments_are_not(tmp_path, data):
     import shutil
 
     copy = tmp_path / "kit"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "experiments", "tests", ".*cache", "logs"))
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "experiments", "tests", ".*cache", "logs")
+    )
     folder = experiment(tmp_path / "x", num_epochs=30)
 
     def run(*argv):
@@ -302,7 +307,9 @@ def test_every_parameter_trains(train, tmp_path, change):
 
 
 def test_own_files_of_the_folder(train, tmp_path):
-    folder = experiment(tmp_path / "x", arch="net.py:Own", arch_args={}, loss="net.py:my_loss", metrics=["net.py:my_metric"])
+    folder = experiment(
+        tmp_path / "x", arch="net.py:Own", arch_args={}, loss="net.py:my_loss", metrics=["net.py:my_metric"]
+    )
     (folder / "net.py").write_text(
         "import torch\nfrom torch import nn\n\nclass Own(nn.Sequential):\n    def __init__(self, num_classes):\n"
         "        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))\n\n"

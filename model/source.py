@@ -1,0 +1,192 @@
+"""A dataset folder -> the images of each split that was asked for, before anything is loaded in batches.
+
+Which file is in which split is decided here, and what the pixels' mean and standard deviation are.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model import cache
+from model.images import ImageError, base_image, image_size, read_image
+from model.index import Index, check_classes, find_splits, index_split, nfc
+from params import Params
+from utils import UserError, key64
+
+
+@dataclass
+class Source:
+    """One split: its files, their digests, and their base images when they are kept."""
+
+    index: Index
+    digests: list[str]
+    images: np.ndarray | None  # (M, S, S, 3) uint8, of the whole folder
+    rows: np.ndarray  # (N,) where each file's image is in `images`
+    size: int  # S
+    resize: str
+    form: str  # disk, ram or off
+    note: str = ""
+    skipped: tuple[str, ...] = ()
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile."""
+        if self.images is not None:
+            return self.images[self.rows[positions]]
+        paths = (self.index.root / self.index.paths[position] for position in positions)
+        return np.stack([base_image(read_image(path), self.size, self.resize) for path in paths])
+
+    def fingerprint(self) -> str:
+        """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too."""
+        index = self.index
+        rows = sorted(zip(map(nfc, index.paths), index.sizes, self.digests, index.labels, strict=True))
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+    def class_counts(self) -> list[int]:
+        return np.bincount(self.index.labels, minlength=len(self.index.classes)).tolist()
+
+
+def base_size(im_sz: int) -> int:
+    """The side of the images that are kept: room for a random crop above 64 px."""
+    return im_sz if im_sz <= 64 else round(im_sz * 256 / 224)
+
+
+def image_folder(
+    splits: list[str], data_dir: Path, params: Params, im_sz: int | None, cache_dir: Path
+) -> tuple[dict[str, Source], int]:
+    """{train,valid,test}/CLASS/IMAGE -> {split: Source} for `splits`, and im_sz. No other image is opened.
+
+    Names and labels of train are always listed: they say what the classes are, and `im_sz` when it is None.
+    """
+    folders = find_splits(data_dir)
+    for split in splits:
+        if split not in folders and split != "valid":
+            raise UserError(f"{data_dir} has no {split} split; possible: {', '.join({**folders, 'valid': 0})}")
+    listed = [split for split in folders if split in splits or split == "train"]
+    indexes = {split: index_split(folders[split], split, data_dir) for split in listed}
+    classes = indexes["train"].classes
+    for split, index in indexes.items():
+        check_classes(index.classes, classes, str(folders[split]), str(folders["train"]))
+    if params.n_clas not in (None, len(classes)):
+        shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        raise UserError(f"n_clas: {params.n_clas} given, but {data_dir} has {len(classes)} classes: {shown}")
+    im_sz = im_sz or params.im_sz or _native_size(indexes["train"])
+    is_cut = "valid" not in folders  # valid is a part of train
+    sources: dict[str, Source] = {}
+    for split, index in indexes.items():
+        if split in splits or (is_cut and "valid" in splits):
+            sources[split] = _decode(index, params, im_sz, cache_dir)
+    if is_cut and "train" in sources:
+        whole = sources.pop("train")
+        is_valid = _split_by_content(whole, params.valid_fraction)
+        sources |= {"train": _part(whole, ~is_valid, "train"), "valid": _part(whole, is_valid, "valid")}
+    return {split: sources[split] for split in splits}, im_sz
+
+
+def _native_size(index: Index) -> int:
+    """The median short side of up to 200 evenly spaced images when that is at most 64, else 224."""
+    sides = []
+    for position in np.linspace(0, len(index) - 1, min(200, len(index))).astype(int):
+        try:
+            sides.append(min(image_size(index.root / index.paths[position])))
+        except ImageError:
+            continue
+    side = int(np.median(sides)) if sides else 224
+    return max(8, side) if side <= 64 else 224
+
+
+def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source:
+    size = base_size(im_sz)
+    found = cache.open_decoded(index, size, params.resize, params.cache, cache_dir)
+    if found.bad and params.on_bad_image == "error":
+        reasons = "; ".join(list(found.bad.values())[:5]) + ("; ..." if len(found.bad) > 5 else "")
+        raise UserError(
+            f"{len(found.bad)} of {len(index)} {index.split} images cannot be used: {reasons}. "
+            "Repair or remove them, or set on_bad_image to skip"
+        )
+    skipped = tuple(index.paths[position] for position in found.bad)
+    rows = np.arange(len(index))
+    whole = Source(index, found.digests, found.images, rows, size, params.resize, found.form, found.note, skipped)
+    if not skipped:
+        return whole
+    is_good = np.ones(len(index), bool)
+    is_good[list(found.bad)] = False
+    part = _part(whole, is_good, index.split)
+    for name, count in zip(index.classes, part.class_counts(), strict=True):
+        if not count:
+            raise UserError(f"{index.split}: no image of class {name!r} can be used: {next(iter(found.bad.values()))}")
+    return part
+
+
+def _part(source: Source, mask: np.ndarray, split: str) -> Source:
+    """The files of `source` where `mask` (N,) is true, as `split`."""
+    positions = np.flatnonzero(mask)
+    index = source.index.select(positions.tolist(), split)
+    is_same = split == source.index.split  # what was left out is told once
+    index.ignored = source.index.ignored if is_same else index.ignored
+    digests = [source.digests[position] for position in positions]
+    rest = (source.images, source.rows[positions], source.size, source.resize, source.form, source.note)
+    return Source(index, digests, *rest, source.skipped if is_same else ())
+
+
+def _split_by_content(source: Source, fraction: float) -> np.ndarray:
+    """(N,) True for valid: of each class the files with the smallest digests, so that names do not matter.
+
+    Identical files of a class stay together, unless it has no other files; each side gets at least one.
+    """
+    labels, digests = np.array(source.index.labels), np.array(source.digests)
+    is_valid = np.zeros(len(labels), bool)
+    for label, name in enumerate(source.index.classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise UserError(f"class {name!r} has one image; two are needed to set a validation part aside")
+        members = members[np.argsort(digests[members], kind="stable")]
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        ordered = digests[members]
+        starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1  # where another content begins
+        if len(starts):
+            count = starts[np.argmin(np.abs(starts - count))]
+        is_valid[members[:count]] = True
+    return is_valid
+
+
+def limit(source: Source, number: float, seed: int) -> Source:
+    """`number` images (an int) or that share of them (a float), at random, in the proportions of the classes.
+
+    Each class keeps at least one. A larger number keeps all that a smaller one does.
+    """
+    num = len(source.index)
+    count = min(num, number if isinstance(number, int) else max(1, round(number * num)))
+    num_classes = len(source.index.classes)
+    if count < num_classes:
+        raise UserError(f"limit_train: {count} images for {num_classes} classes; at least one of each is wanted")
+    order = np.random.Generator(np.random.Philox(key=key64(seed, "limit"))).permutation(num)
+    labels = np.array(source.index.labels)[order]
+    place = np.empty(num)
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        place[members[0]] = -1
+    mask = np.zeros(num, bool)
+    mask[order[np.argsort(place, kind="stable")[:count]]] = True
+    return _part(source, mask, source.index.split)
+
+
+def statistics(source: Source, chunk: int = 256) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1].
+
+    Exact integer sums over up to 20,000 evenly spaced images (2,000 when they are not kept).
+    """
+    num = len(source.index)
+    most = 20_000 if source.images is not None else 2_000
+    positions = np.linspace(0, num - 1, min(most, num)).astype(int)
+    total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for at in range(0, len(positions), chunk):
+        rows = source.read(positions[at : at + chunk]).reshape(-1, source.size * 3)  # long rows sum faster
+        total += rows.sum(0, dtype=np.int64).reshape(-1, 3).sum(0)
+        squares += np.square(rows, dtype=np.uint16).sum(0, dtype=np.int64).reshape(-1, 3).sum(0)
+    count = len(positions) * source.size**2
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
+    return [round(value, 6) for value in (mean / 255).tolist()], [round(max(value, 1e-3), 6) for value in std.tolist()]
