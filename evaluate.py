@@ -69,7 +69,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     from model.metric import make_metrics
     from model.net import make_net
 
-    split = SPLIT_SYNONYMS.get(args.split, args.split)
+    split = str(SPLIT_SYNONYMS.get(args.split, args.split))
     if split not in SPLITS:
         raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
     say = partial(print, file=sys.stderr if args.json else sys.stdout)
@@ -89,7 +89,9 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
         look = {"time": now(), "weights": trained.kit["digest"], "restore_file": args.restore_file,
                 "data": loader.fingerprint, "metrics": values}  # fmt: skip
         looks = record_look(folder.path, look)
-    title = f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+    shown = {name: f"{name} {value:.4f}" for name, value in values.items() if value is not None}
+    chosen_by = shown.get(params.best_metric.rpartition(":")[2], "")
+    title = f"{split}: {chosen_by}, {loader.num_images} images"
     lines = write_evaluation(files["evaluation"], found, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)
     if "tensorboard" in params.observers and args.out is None:
@@ -97,7 +99,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
 
         show_in_tensorboard(folder.path, files["evaluation"], split, trained.epoch or 0)
 
-    say(f"\n{per_class_markdown(lines, at_most=20)}\n\n{title}  ({loader.num_images} images)")
+    say(f"\n{per_class_markdown(lines, at_most=20)}\n\n{split}: {', '.join(shown.values())}")
     if looks:
         say(f"look {looks} at this test set" + (": choose by validation metrics, not by these" if looks > 3 else ""))
     say("\n".join(f"{name:10} {path}" for name, path in files.items()))

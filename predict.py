@@ -8,6 +8,7 @@ One row per image: path, label_1, prob_1, ..., error. A file that cannot be read
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -130,7 +131,8 @@ def main(argv: list[str]) -> int:
     if args.csv and not Path(args.csv).absolute().parent.is_dir():
         raise UserError(f"--csv: {Path(args.csv).parent}: no such folder")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold anything
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold anything
 
     from engine.inference import load_trained
     from model.net import make_net

@@ -166,7 +166,9 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     args, overrides = train_parser(__doc__).parse(argv)
-    folder = Folder(args.model_dir or args.folder or "")
+    if not (args.model_dir or args.folder):
+        raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
+    folder = Folder(args.model_dir or args.folder)
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         plan = decide(folder, args, overrides, argv)
         if plan.verb == "done":

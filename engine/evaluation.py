@@ -46,34 +46,38 @@ class Collected:
         return torch.nn.functional.cross_entropy(self.logits, self.labels, reduction="none")
 
 
+class Worst:
+    """The `size` images with the largest losses so far."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.entries: list[tuple[float, int, np.ndarray]] = []  # (loss, position, pixels)
+
+    def add(self, losses: Tensor, positions: Tensor, images: Tensor, pinned: dict[str, Any]) -> None:
+        top = losses.topk(min(self.size, len(losses))).indices
+        pixels = to_pixels(images[top.to(images.device)], pinned["mean"], pinned["std"])
+        self.entries += zip(losses[top].tolist(), positions[top].tolist(), pixels, strict=True)
+        self.entries = sorted(self.entries, key=lambda entry: (-entry[0], entry[1]))[: self.size]
+
+
 def collect(net: Callable[[Tensor], Tensor], loader: Any, num_worst: int = 24) -> Collected:
     """Run `net` (images -> logits on the CPU) over every image of `loader` once."""
     import numpy as np
 
-    logits, labels, positions = [], [], []
-    worst_losses, worst, pixels = torch.empty(0).double(), torch.empty(0).long(), None
-    for images, label, position, weights in loader.batches(0):
-        kept = weights > 0
-        images, label, position = images[kept], label[kept].cpu(), position[kept.cpu()]
-        logit = net(images)  # (B, K)
-        losses = torch.nn.functional.cross_entropy(logit, label, reduction="none")
-        top = losses.topk(min(num_worst, len(losses))).indices
-        shown = to_pixels(images[top.to(images.device)], loader.pinned["mean"], loader.pinned["std"])
-        pixels = shown if pixels is None else np.concatenate([pixels, shown])
-        worst = torch.cat([worst, position[top]])
-        best_first = torch.cat([worst_losses, losses[top]]).topk(min(num_worst, len(worst)))
-        worst_losses, worst, pixels = (
-            best_first.values,
-            worst[best_first.indices],
-            pixels[best_first.indices.numpy()],
-        )
-        logits.append(logit)
-        labels.append(label)
-        positions.append(position)
-    position = torch.cat(positions)
-    order = position.argsort()
-    rows = torch.searchsorted(position[order], worst)
-    return Collected(torch.cat(logits)[order], torch.cat(labels)[order], position[order], rows, pixels)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    worst = Worst(num_worst)
+    for images, labels, positions, weights in loader.batches(0):
+        counts = weights > 0
+        images, labels, positions = images[counts], labels[counts].cpu(), positions[counts.cpu()]
+        logits = net(images)  # (B, K)
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        worst.add(losses, positions, images, loader.pinned)
+        parts.append((logits, labels, positions))
+    logits, labels, positions = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = positions.argsort()
+    _, worst_positions, pixels = zip(*worst.entries, strict=True)
+    rows = torch.searchsorted(positions[order], torch.tensor(worst_positions))
+    return Collected(logits[order], labels[order], positions[order], rows, np.stack(pixels))
 
 
 def measure(metrics: dict[str, Any], logits: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -107,17 +111,16 @@ def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tupl
 
     numbers = range(len(classes))
     matrix = confusion_matrix(labels, predicted, labels=numbers)
-    precision, recall, f1, images = precision_recall_fscore_support(
-        labels, predicted, labels=numbers, zero_division=0.0
-    )
+    ratios = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore
+    columns: list[Any] = [column.tolist() for column in ratios]  # type: ignore
     lines = []
     for number, name in enumerate(classes):
         mistakes = matrix[number].copy()
         mistakes[number] = 0
         other = int(mistakes.argmax())
         taken_for = f"{classes[other]} ({mistakes[other]})" if mistakes[other] else ""
-        values = (int(images[number]), *(float(ratio[number]) for ratio in (precision, recall, f1)))
-        lines.append(dict(zip(HEADS, (name, *values, taken_for), strict=True)))
+        precision, recall, f1, images = (column[number] for column in columns)
+        lines.append(dict(zip(HEADS, (name, images, precision, recall, f1, taken_for), strict=True)))
     return matrix, lines
 
 

@@ -28,7 +28,7 @@ DPI = 100
 TRAIN, VALID, BEST, MUTED = "#4c78a8", "#e4572e", "#2e7d32", "#8a8f98"
 PALETTE = ("#4c78a8", "#e4572e", "#2e9e5b", "#8e5bb5", "#f2a23a",
            "#17a2b8", "#d6559c", "#8c6d46", "#6b7280", "#a3b52b")  # fmt: skip
-STYLE = {
+STYLE: Any = {
     "text.parse_math": False,  # a class may be called "a$b"
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -54,11 +54,11 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script that the font lacks
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         yield figure
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
@@ -170,7 +170,7 @@ def _rate_panel(panel: Axes, history: Sequence[dict[str, Any]]) -> None:
         curve(panel, epochs, values, color=PALETTE[group % len(PALETTE)], label=label)
     panel.set_title("learning rate   at the end of each epoch")
     epoch_axis(panel, epochs)
-    lines = [value for line in panel.lines for value in line.get_ydata() if value > 0]
+    lines = [float(value) for line in panel.lines for value in line.get_ydata() if value > 0]  # type: ignore
     if groups > 1:
         log_if_wide(panel, [value for value in lines if value > max(lines) * 1e-4])
         if panel.get_yscale() == "log":

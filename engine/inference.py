@@ -82,7 +82,7 @@ def load_trained(
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise UserError(f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}") from None
     layout = torch.preserve_format if place == "mps" else torch.channels_last
-    net = net.to(place, memory_format=layout).eval()
+    net = net.to(place, memory_format=layout).eval()  # type: ignore
     return Trained(net, path, which(folder, restore_file), best_epoch(folder, restore_file), kit, place)
 
 

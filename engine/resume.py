@@ -209,6 +209,8 @@ def load_params(folder: Folder, args: Any, overrides: dict[str, Any]) -> tuple[P
                 f"or start from another one: --base OTHER_FOLDER"
             )
         return params_module.load(folder.path, overrides), None
+    if not Path(args.base).exists():
+        raise UserError(f"--base {args.base}: no such experiment folder or JSON file")
     written = {"base": params_module.relative_path(Path(args.base), folder.path), **overrides}
     if path.exists():
         if params_module.read(path) != written:

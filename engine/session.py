@@ -59,7 +59,8 @@ class Session:
         self.folder: Folder = plan.folder
         self.checkpoints = Checkpoints(self.folder.path)
         self.bar = Bar(control, run.train_loader.num_batches)
-        self.observers: list[Any] = []
+        path = self.folder.path
+        self.observers = make_observers(params.observers, path, params, state.step) if run.world.is_main else []
         self.kit: dict[str, Any] = {}
 
     def __enter__(self) -> "Session":
@@ -83,7 +84,6 @@ class Session:
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
         if state.step == 0:
             save_batch_sheet(self.folder.path / BATCH_PNG, loader)
-        self.observers = make_observers(self.params.observers, self.folder.path, self.params, state.step)
         self._say_hello()
         return self
 
