@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from include import PARAMS
-from utils import UserError, nearest, parse_jsonc, read_jsonc
+from utils import UserError, nearest, read_jsonc, relative_path, shorten
 
 MAX_BYTES = 1 << 20
 
@@ -83,52 +83,49 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    # fmt: off
     arch: str = key(
-        NET, "simple_cnn", "net: simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name"
-    )
+        NET, "simple_cnn", "net: simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name")
     arch_args: dict[str, Any] = key(NET, {}, "keyword arguments of the net's constructor")
-    pretrain: Switch | str = key(NET, 0, "1: the published weights; or a local .safetensors or .pth file", "pretrained")
+    pretrain: Switch | str = key(
+        NET, 0, "1: the published weights; or a local .safetensors or .pth file", "pretrained")
     n_clas: Count | None = key(NET, None, "number of classes; null: from the data", "num_classes", ge=2)
     ps: Number = key(NET, 0.0, "dropout before the head's linear layer", "head_dropout", ge=0, lt=1)
     freeze: Freeze | None = key(
-        NET, None, '{"groups": 2, "epochs": 1}: so many layer groups for so many epochs; null: none'
-    )
+        NET, None, '{"groups": 2, "epochs": 1}: so many layer groups for so many epochs; null: none' )
     ema: Number = key(NET, 0.0, "decay of the weight average that is evaluated and exported; 0: off", ge=0, lt=1)
 
     data_dir: str | None = key(DATA, None, "dataset folder, relative to this file; null: from --data_dir")
     dataset: str = key(DATA, "image_folder", "image_folder, or file.py:Name")
-    im_sz: Count | None = key(DATA, None, "side of the net's input, pixels; null: the images' own size up to 64, else 224",
-                              "image_size", ge=8, le=4096)  # fmt: skip
+    im_sz: Count | None = key(
+        DATA, None, "side of the net's input, pixels; null: the images' own size up to 64, else 224",
+        "image_size", ge=8, le=4096)
     resize: Literal["crop", "squash", "letterbox"] = key(DATA, "crop", "how an image becomes a square")
     normalize: Literal["auto", "imagenet", "dataset"] | Statistics = key(
-        DATA, "auto", "auto: ImageNet's numbers with pretrained weights, else the training set's; or [[mean], [std]]"
-    )
+        DATA, "auto", "auto: ImageNet's numbers with pretrained weights, else the training set's; or [[mean], [std]]")
     batch_size: Count = key(DATA, 128, "images per optimizer step, over all processes", ge=1)
     bs_test: Count = key(DATA, 256, "images per evaluation batch", "eval_batch_size", ge=1)
     num_workers: Count | None = key(DATA, None, "loader processes; null: as many as pay", ge=0, le=256)
     augment: str | list[str | dict[str, Any]] = key(
-        DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms by name and arguments"
-    )
+        DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms")
     mixup: Number = key(DATA, 0.0, "alpha of the Beta distribution of mixup; 0: off", ge=0)
     cutmix: Number = key(DATA, 0.0, "alpha of the Beta distribution of CutMix; 0: off", ge=0)
     sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often")
-    valid_fraction: Number = key(DATA, 0.1, "share of train that becomes valid when the data has no valid", gt=0, lt=1)
+    valid_fraction: Number = key(
+        DATA, 0.1, "share of train that becomes valid when the data has no valid", gt=0, lt=1)
     cache: Literal["auto", "off", "disk", "ram", "device"] = key(DATA, "auto", "where decoded images are kept")
     limit_train: Count | Number | None = key(
-        DATA, None, "use so many training images, or such a share below 1; null: all", gt=0
-    )
+        DATA, None, "use so many training images, or such a share below 1; null: all", gt=0 )
     on_bad_image: Literal["error", "skip"] = key(DATA, "error", "what an unreadable image does")
 
     loss: str = key(OPT, "cross_entropy", "cross_entropy, focal, or file.py:Name")
     label_smoothing: Number = key(OPT, 0.0, "share of the target spread over all classes", ge=0, lt=1)
     class_weights: Literal["balanced"] | list[Rate] | None = key(
-        OPT, None, '"balanced", one weight per class, or null: none'
-    )
+        OPT, None, '"balanced", one weight per class, or null: none' )
     optimizer: str = key(OPT, "sgd", "sgd (Nesterov), adam, adamw, rmsprop, or file.py:Name")
     optimizer_args: dict[str, Any] = key(OPT, {}, "keyword arguments of the optimizer's constructor")
     learning_rate: Rate | Annotated[list[Rate], Field(min_length=1)] = key(
-        OPT, 0.05, "peak learning rate; a list: one per layer group, earliest layers first"
-    )
+        OPT, 0.05, "peak learning rate; a list: one per layer group, earliest layers first")
     wd: Number = key(OPT, 5e-4, "weight decay of tensors with two or more dimensions", "weight_decay", ge=0)
     momentum: Number = key(OPT, 0.9, "of sgd and rmsprop", ge=0, lt=1)
     grad_clip: Positive | None = key(OPT, None, "largest norm of the gradient; null: not clipped")
@@ -136,29 +133,26 @@ class Params(BaseModel):
     num_epochs: Positive = key(OPT, 10.0, "passes over the training set; may be fractional", le=1e6)
 
     scheduler: Literal["one_cycle", "cosine", "linear", "step", "constant", "plateau"] = key(
-        PLAN, "one_cycle", "shape of the learning rate"
-    )
+        PLAN, "one_cycle", "shape of the learning rate")
     div_factor: Number = key(PLAN, 25.0, "one_cycle begins at the peak rate divided by this", ge=1)
     pct_start: Number = key(PLAN, 0.3, "one_cycle rises for this share of the steps", gt=0, lt=1)
     warmup: Number = key(PLAN, 0.0, "epochs of linear warm-up before the other schedulers", ge=0)
     lr_schedule: list[list[Number]] | None = key(
-        PLAN, None, "[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; overrides scheduler; null: none"
-    )
+        PLAN, None, "[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; overrides scheduler; null: none")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = key(DEVICE, "auto", "where it runs")
     cuda: Switch = key(DEVICE, 1, "0: on the CPU; 1: on an accelerator when there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
-        DEVICE, "auto", "auto: bf16 or fp16 where the machine is fast at it"
-    )
+        DEVICE, "auto", "auto: bf16 or fp16 where the machine is fast at it")
     threads: Count | None = key(DEVICE, None, "CPU threads; null: one per core", ge=1, le=4096)
     compile: Switch = key(DEVICE, 0, "1: torch.compile")
     deterministic: Switch = key(DEVICE, 0, "1: bit-identical on a GPU too, slower")
     seed: Count = key(DEVICE, 0, "of initialisation, order, augmentation, dropout", ge=0, lt=2**63)
 
     metrics: Annotated[list[str], Field(min_length=1)] = key(
-        WATCH, ["accuracy"], "validation metrics, or file.py:Name; loss is always there"
-    )
-    best_metric: str = key(WATCH, "accuracy", "validation metric that names the best epoch; ties keep the earlier one")
+        WATCH, ["accuracy"], "validation metrics, or file.py:Name; loss is always there")
+    best_metric: str = key(
+        WATCH, "accuracy", "validation metric that names the best epoch; ties keep the earlier one")
     observers: list[str] = key(WATCH, ["tensorboard", "live_plot"], "who watches the run")
     save_summary_steps: Count = key(WATCH, 100, "optimizer steps between two reports", ge=1)
     early_stopping: EarlyStopping | None = key(WATCH, None, "stop when a metric no longer improves; null: never")
@@ -166,9 +160,9 @@ class Params(BaseModel):
     checkpoint_minutes: Positive = key(WATCH, 10.0, "minutes between checkpoints inside an epoch")
 
     hyper_search: dict[str, Any] = key(
-        SEARCH, {}, "what search_hyperparams.py varies: key -> list, or range {min, max, log}"
-    )
+        SEARCH, {}, "what search_hyperparams.py varies: key -> list, or range {min, max, log}")
     search: Search = key(SEARCH, Search(), "how it is varied")
+    # fmt: on
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
     _folder: Path = PrivateAttr(default=Path())
@@ -184,9 +178,7 @@ class Params(BaseModel):
         if self.lr_schedule is not None:
             epochs = [piece[0] for piece in self.lr_schedule if len(piece) == 2 and min(piece) > 0]
             if len(epochs) != len(self.lr_schedule) or not epochs or sorted(set(epochs)) != epochs:
-                raise ValueError(
-                    "lr_schedule: [[until_epoch, rate], ...] with rising epochs and rates above 0 is wanted"
-                )
+                raise ValueError("lr_schedule: [[until_epoch, rate], ...] with rising epochs, rates above 0 is wanted")
         if len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"metrics: {self.metrics} names one twice")
         _check_space(self.hyper_search)
@@ -210,40 +202,27 @@ class Params(BaseModel):
         """A validated copy with `changes`."""
         return _build(self.resolved() | changes, self._folder, "changed parameters", self._given)
 
-    def no_effect(self) -> list[str]:
-        """One line per given key that does nothing in this run."""
-        return [f"{name}: {reason}" for name, applies, reason in _NO_EFFECT if name in self._given and applies(self)]
 
-
-_NO_EFFECT: list[tuple[str, Any, str]] = [
-    ("scheduler", lambda p: p.lr_schedule is not None, "lr_schedule overrides it"),
-    *((name, lambda p: p.scheduler != "one_cycle" or p.lr_schedule, "it belongs to scheduler one_cycle")
-      for name in ("div_factor", "pct_start")),
-    ("warmup", lambda p: p.lr_schedule or p.scheduler == "one_cycle", "one_cycle and lr_schedule have no warm-up of their own"),
-    ("momentum", lambda p: p.optimizer in ("adam", "adamw"), "it belongs to sgd and rmsprop"),
-    ("label_smoothing", lambda p: p.loss == "focal", "it belongs to loss cross_entropy"),
-    ("cuda", lambda p: p.device != "auto", "device says it already"),
-    ("arch_args", lambda p: not p.arch_args, "it is empty"),
-]  # fmt: skip
-
-ALIASES = {
-    f.json_schema_extra["alias"]: name
-    for name, f in Params.model_fields.items()
-    if "alias" in (f.json_schema_extra or {})
-}
+# fmt: off
+EXTRAS: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in Params.model_fields.items()}
+ALIASES: dict[str, str] = {extra["alias"]: name for name, extra in EXTRAS.items() if "alias" in extra}
 SYNONYMS = {
-    "lr": "learning_rate", "bs": "batch_size", "epochs": "num_epochs", "n_epochs": "num_epochs", "max_epochs": "num_epochs",
-    "model": "arch", "net": "arch", "backbone": "arch", "architecture": "arch", "network": "arch", "model_name": "arch",
-    "workers": "num_workers", "n_workers": "num_workers", "dropout": "ps", "dropout_rate": "ps", "amp": "precision", "patience":
-    "early_stopping.patience", "monitor": "early_stopping.monitor_metric", "monitor_metric": "early_stopping.monitor_metric",
-    "min_delta": "early_stopping.min_delta", "minimize": "early_stopping.minimize", "opt": "optimizer", "criterion": "loss",
-    "sched": "scheduler", "lr_scheduler": "scheduler", "augmentation": "augment", "augm": "augment", "transforms": "augment",
-    "clip": "grad_clip", "clip_grad": "grad_clip", "gpu": "cuda", "img_size": "im_sz", "input_size": "im_sz", "size": "im_sz",
-    "smoothing": "label_smoothing", "n_filters": "arch_args.n_filters", "num_channels": "arch_args.num_channels", "classes":
-    "n_clas", "test_batch_size": "bs_test", "val_batch_size": "bs_test", "gradient_accumulation": "accumulate", "random_seed":
-    "seed", "callbacks": "observers", "weights": "pretrain", "betas": "optimizer_args.betas", "nesterov":
-    "optimizer_args.nesterov", "save_steps": "save_summary_steps", "data": "data_dir", "num_trials": "search.num_trials",
-}  # fmt: skip
+    "lr": "learning_rate", "bs": "batch_size", "epochs": "num_epochs", "n_epochs": "num_epochs",
+    "max_epochs": "num_epochs", "model": "arch", "net": "arch", "backbone": "arch", "architecture": "arch",
+    "network": "arch", "model_name": "arch", "workers": "num_workers", "n_workers": "num_workers", "dropout": "ps",
+    "dropout_rate": "ps", "amp": "precision", "patience": "early_stopping.patience",
+    "monitor": "early_stopping.monitor_metric", "monitor_metric": "early_stopping.monitor_metric",
+    "min_delta": "early_stopping.min_delta", "minimize": "early_stopping.minimize", "opt": "optimizer",
+    "criterion": "loss", "sched": "scheduler", "lr_scheduler": "scheduler", "augmentation": "augment",
+    "augm": "augment", "transforms": "augment", "clip": "grad_clip", "clip_grad": "grad_clip", "gpu": "cuda",
+    "img_size": "im_sz", "input_size": "im_sz", "size": "im_sz", "smoothing": "label_smoothing",
+    "n_filters": "arch_args.n_filters", "num_channels": "arch_args.num_channels", "classes": "n_clas",
+    "test_batch_size": "bs_test", "val_batch_size": "bs_test", "gradient_accumulation": "accumulate",
+    "random_seed": "seed", "callbacks": "observers", "weights": "pretrain", "betas": "optimizer_args.betas",
+    "nesterov": "optimizer_args.nesterov", "save_steps": "save_summary_steps", "data": "data_dir",
+    "num_trials": "search.num_trials",
+}
+# fmt: on
 SECTIONS: dict[str, type[Section]] = {"freeze": Freeze, "early_stopping": EarlyStopping, "search": Search}
 OWNED = {"arch": "arch_args", "optimizer": "optimizer_args"}
 
@@ -261,9 +240,8 @@ def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Params:
 def merged(path: Path | str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """What was written: base + file + overrides, canonical keys, no defaults."""
     file = _file(Path(path))
-    return deep_merge(
-        _with_base(read(file), file.parent, str(file), [file.resolve()]), canonical(overrides or {}, "command line")
-    )
+    written = _with_base(read(file), file.parent, str(file), [file.resolve()])
+    return deep_merge(written, canonical(overrides or {}, "command line"))
 
 
 def from_written(values: dict[str, Any], folder: Path, source: str = "") -> Params:
@@ -282,7 +260,7 @@ def read(path: Path) -> dict[str, Any]:
     """One params file as a dictionary: // comments and trailing commas forgiven, duplicates and NaN refused."""
     values = read_jsonc(path, MAX_BYTES)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: an object {{...}} is wanted, not {_short(values)}")
+        raise UserError(f"{path}: an object {{...}} is wanted, not {shorten(values)}")
     return {name: value for name, value in values.items() if name != "$schema"}
 
 
@@ -301,17 +279,12 @@ def _with_base(values: dict[str, Any], folder: Path, source: str, seen: list[Pat
     if base is None:
         return values
     if not isinstance(base, str):
-        raise UserError(f"{source}: base: {_short(base)} is no path")
+        raise UserError(f"{source}: base: {shorten(base)} is no path")
     file = _file((folder / base).resolve())
     if file.resolve() in seen:
         raise UserError(f"{source}: base: {base} leads back to itself")
     under = _with_base(read(file), file.parent, str(file), [*seen, file.resolve()])
     return deep_merge(_rebase(under, relative_path(file.parent, folder)), values)
-
-
-def relative_path(path: Path, start: Path) -> str:
-    """`path` as seen from the folder `start`."""
-    return os.path.relpath(path.resolve(), start.resolve())
 
 
 def _rebase(values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -386,11 +359,6 @@ def _build(values: dict[str, Any], folder: Path, source: str, given: frozenset[s
     return params
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _explain(error: ValidationError) -> str:
     """The first mistake in one line: key, what was given, what is possible."""
     mistakes = error.errors(include_url=False)
@@ -414,7 +382,7 @@ def _explain(error: ValidationError) -> str:
     options = list(
         dict.fromkeys(m["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for m in same_key)
     )
-    return f"{name}: {_short(first['input'])} given; possible: {' or '.join(options)}"
+    return f"{name}: {shorten(first['input'])} given; possible: {' or '.join(options)}"
 
 
 def _check_space(space: dict[str, Any]) -> None:
@@ -426,7 +394,7 @@ def _check_space(space: dict[str, Any]) -> None:
             raise ValueError(f"hyper_search: unknown key {name!r}; {suggest(name)}")
         if isinstance(values, dict):
             if set(values) - {"min", "max", "log", "int", "choice"}:
-                raise ValueError(f"hyper_search.{name}: {_short(values)} given; possible: min, max, log, int, choice")
+                raise ValueError(f"hyper_search.{name}: {shorten(values)} given; possible: min, max, log, int, choice")
             choice, low, high = values.get("choice"), values.get("min"), values.get("max")
             ranged = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (low, high))
             if choice is not None and isinstance(choice, list) and choice:
@@ -434,56 +402,4 @@ def _check_space(space: dict[str, Any]) -> None:
             if not ranged or low >= high or (values.get("log") and low <= 0):
                 raise ValueError(f"hyper_search.{name}: a range needs min below max (above 0 with log)")
         elif not isinstance(values, list) or not values:
-            raise ValueError(f"hyper_search.{name}: {_short(values)} given; possible: a list of values, or a range")
-
-
-# --- the command line ----------------------------------------------------------------------------------
-
-
-def parse_overrides(argv: list[str]) -> dict[str, Any]:
-    """["--learning_rate=0.1", "--early-stopping.patience", "3"] -> nested values. UserError on an unknown name."""
-    values: dict[str, Any] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"command line: {word!r} is no --key=value")
-        name, equals, text = word[2:].partition("=")
-        if not equals:
-            if not words or (words[0].startswith("--")):
-                raise UserError(f"command line: --{name} needs a value; {_known(name)}")
-            text = words.pop(0)
-        _put(values, name.replace("-", "_"), _value(text))
-    return values
-
-
-def _known(name: str) -> str:
-    top = name.replace("-", "_").split(".")[0]
-    return f"for example --{name}=VALUE" if ALIASES.get(top, top) in Params.model_fields else suggest(top)
-
-
-def _value(text: str) -> Any:
-    try:
-        return parse_jsonc(text)
-    except ValueError as error:
-        if text[:1] in '[{"' or text in ("NaN", "Infinity", "-Infinity"):
-            raise UserError(f"command line: {_short(text)} is no JSON value ({error})") from None
-        return text
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set the dotted `name`. --model and --model.X of the older templates mean arch and arch_args.X."""
-    top, *rest = name.split(".")
-    if top == "model":
-        top = "arch_args" if rest else "arch"
-    top = ALIASES.get(top, top)
-    if top not in Params.model_fields:
-        raise UserError(f"command line: unknown key --{name}; {suggest(name if name in SYNONYMS else top)}")
-    for depth, part in enumerate([top, *rest[:-1]] if rest else []):
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise UserError(f"command line: --{name}: {part!r} was given a value of its own ({depth})")
-    last = rest[-1] if rest else top
-    values[last] = (
-        deep_merge(values[last], value) if isinstance(values.get(last), dict) and isinstance(value, dict) else value
-    )
+            raise ValueError(f"hyper_search.{name}: {shorten(values)} given; possible: a list of values, or a range")

@@ -44,6 +44,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"possible: {shown}"
 
 
+def shorten(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = None) -> Any:
     """registry[name], or the object that "file.py:Name" in `folder` names. UserError with the nearest name."""
     if ".py:" in name:
@@ -212,6 +217,11 @@ def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path}: holds no table of tensors (a state_dict is expected)")
     return content
+
+
+def relative_path(path: Path, start: Path) -> str:
+    """`path` as seen from the folder `start`."""
+    return os.path.relpath(path.resolve(), start.resolve())
 
 
 # --- randomness -------------------------------------------------------------------------------------

@@ -48,7 +48,12 @@ class Run:
 
     @property
     def minimize(self) -> bool:
-        return self.metrics[self.params.best_metric].minimize
+        return self.metrics[self.best_metric].minimize
+
+    @property
+    def best_metric(self) -> str:
+        """The name in the history: "file.py:Name" is Name there."""
+        return self.params.best_metric.rpartition(":")[2]
 
 
 @dataclass
@@ -315,7 +320,7 @@ def close_epoch(run: Run, state: State) -> Epoch:
     state.epoch, state.epoch_step = state.epoch + 1, state.step
     state.phase, state.seconds, state.sums, state.train_row = "train", 0.0, {}, {}
     state.logits, state.labels = [], []
-    best = best_row(state.history, run.params.best_metric, run.minimize)
+    best = best_row(state.history, run.best_metric, run.minimize)
     return Epoch(state.epoch, state.step, row, is_best=best is row)
 
 

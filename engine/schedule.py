@@ -154,7 +154,7 @@ def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any) -> bool:
     if not early_stopping:
         return False
     sign = 1 if early_stopping.minimize else -1
-    key = early_stopping.monitor_metric
+    key = early_stopping.monitor_metric.rpartition(":")[2]
     best, bad = math.inf, 0
     for row in history:
         value = row.get(key, row.get(f"val_{key}"))

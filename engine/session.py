@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.checkpoint import Checkpoints, write_weights
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
+from engine.effects import no_effect
 from engine.folder import Folder, now
 from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step
 from engine.observers import make_observers
@@ -77,8 +78,9 @@ class Session:
         self.kit |= {"classes": loader.classes, "normalisation": {"mean": pinned["mean"], "std": pinned["std"]}}
         snapshot(self.folder, resolved, state.step)
         write_json(self.folder.path / RESOLVED, resolved)
-        write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir), data=pinned["data"],
+        write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir.resolve()), data=pinned["data"],
                    seed=self.params.seed, device=pinned["machine"], restore_file=plan.restore_name,
+                   minimize=sorted(name for name, metric in self.run.metrics.items() if metric.minimize),
                    from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
         self.folder.write_augmentation(loader.augmentation)
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
@@ -94,7 +96,7 @@ class Session:
         lines += (
             [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
         )
-        lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
+        lines += [f"no effect: {line}" for line in no_effect(self.plan.params)]
         if self.plan.verb == "continue":
             self._derive_again()
             lines.append(
@@ -162,7 +164,7 @@ class Session:
         self.folder.derive(self.state, self._best_row())
 
     def _best_row(self) -> dict[str, Any] | None:
-        return best_row(self.state.history, self.params.best_metric, self.run.minimize)
+        return best_row(self.state.history, self.run.best_metric, self.run.minimize)
 
     def _export(self, which: str, tensors: dict[str, Tensor]) -> None:
         write_weights(self.folder.weights(which), tensors, self.kit)
@@ -181,7 +183,7 @@ class Session:
         self.checkpoints.finish()
         figure = self.folder.path / TRAIN_HISTORY_PNG
         best = self._best_row()
-        save_history_figure(figure, self.state.history, self.params.best_metric, best["epoch"] if best else None)
+        save_history_figure(figure, self.state.history, self.run.best_metric, best["epoch"] if best else None)
         stopped = self.state.step < self.run.total_steps
         reason = f"stopped early: {self.params.early_stopping.monitor_metric} no longer improved" if stopped else ""
         self._stop("done", reason)
