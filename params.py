@@ -25,9 +25,7 @@ def _refuse_bool(value: Any) -> Any:
 
 
 def _switch(value: Any) -> Any:
-    if value is True or value is False:
-        return int(value)
-    return value
+    return int(value) if isinstance(value, bool) else value
 
 
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
@@ -72,8 +70,7 @@ class Search(Section):
     minutes: Positive | None = Field(None, description="budget of the whole search, in minutes")
 
 
-NET, DATA, OPT, PLAN = "net", "data", "optimisation", "schedule"
-DEVICE, WATCH, SEARCH = "device", "watching", "search"
+NET, DATA, OPT, PLAN, DEVICE, WATCH, SEARCH = "net", "data", "optimisation", "schedule", "device", "watching", "search"
 Rate = Annotated[Number, Field(gt=0)]
 Statistics = list[list[Number]]
 
@@ -84,8 +81,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # fmt: off
-    arch: str = key(
-        NET, "simple_cnn", "net: simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name")
+    arch: str = key(NET, "simple_cnn", "simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name")
     arch_args: dict[str, Any] = key(NET, {}, "keyword arguments of the net's constructor")
     pretrain: Switch | str = key(
         NET, 0, "1: the published weights; or a local .safetensors or .pth file", "pretrained")
@@ -342,8 +338,7 @@ def suggest(name: str) -> str:
         if full.partition(".")[2] == name:
             return f"did you mean {full!r}?"
     names = [*Params.model_fields, *ALIASES, "base", *SYNONYMS]
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    if near:
+    if near := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6):
         return f"did you mean {SYNONYMS.get(near[0], near[0])!r}?"
     return nearest(name, [*Params.model_fields, "base"])
 
