@@ -1,188 +1,47 @@
-"""params.json -> Params: every key with its type, range, default and meaning; base, overrides, did-you-mean.
+"""params.json -> Params: reading, `base`, overrides. The keys themselves stand in params_keys.py.
 
-One definition serves validation, `params.schema.json` and docs/params.md (both written by docs/generate.py).
-No torch: names that live in registries are checked where those are.
+No torch: names that live in registries (nets, losses, ...) are strings here, and are checked where they live.
 """
 
-import difflib
-import json
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import PrivateAttr, ValidationError
 
 from include import PARAMS
-from utils import UserError, nearest, read_jsonc, relative_path, shorten
+from params_json import decode_word, editor_schema, read_object, shorten, tables
+from params_keys import (
+    ALIASES,
+    FREE,
+    INTRO,
+    NO_EFFECT,
+    OWNED,
+    PATHS,
+    SECTIONS,
+    Keys,
+    check_space,
+    explain,
+    suggest,
+)
+from params_keys import (
+    SYNONYMS as SYNONYMS,
+)
+from utils import UserError
 
-MAX_BYTES = 1 << 20
-
-
-def _refuse_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("true and false are for switches; a number is wanted")
-    return value
-
-
-def _switch(value: Any) -> Any:
-    return int(value) if isinstance(value, bool) else value
-
-
-Count = Annotated[int, BeforeValidator(_refuse_bool)]
-Number = Annotated[float, BeforeValidator(_refuse_bool)]
-Switch = Annotated[Literal[0, 1], BeforeValidator(_switch)]
-Positive = Annotated[Number, Field(gt=0)]
-
-
-def key(group: str, default: Any, description: str, alias: str = "", **limits: Any) -> Any:
-    """A parameter: its group in the documentation, default, meaning, readable alias and limits."""
-    extra = {"group": group} | ({"alias": alias} if alias else {})
-    return Field(default, description=description, json_schema_extra=extra, **limits)
+Layer = tuple[str, dict[str, Any]]  # (where it was written, canonical keys)
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Freeze(Section):
-    groups: Count = Field(ge=1, description="so many layer groups, earliest first, stay as they are")
-    epochs: Positive = Field(description="for so many epochs")
-
-
-class EarlyStopping(Section):
-    patience: Count = Field(10, ge=1, description="epochs without improvement before the run stops")
-    monitor_metric: str = Field("loss", description="validation metric to watch")
-    min_delta: Number = Field(0.0, ge=0, description="a smaller change is no improvement")
-    minimize: Switch = Field(1, description="1: lower is better")
-
-
-class Search(Section):
-    sampler: Literal["grid", "random", "tpe"] = Field("grid", description="how values are chosen")
-    num_trials: Count | None = Field(None, ge=1, description="trials in all (random, tpe)")
-    pruner: Literal["none", "median", "asha", "hyperband"] = Field("none", description="which trials stop early")
-    seeds: Annotated[Count, Field(ge=1)] | list[Count] = Field(1, description="how many seeds per value, or which")
-    folds: Count | None = Field(None, ge=2, description="k-fold cross-validation over train + valid")
-    metric: str = Field("val_accuracy", description="what is compared")
-    parallel: Count = Field(1, ge=1, description="children at a time")
-    engine: Literal["local", "ray", "slurm"] = Field("local", description="who runs them")
-    restore_file: str | None = Field(None, description="weights that every child starts from")
-    epochs: Positive | None = Field(None, description="budget of the whole search, in epochs")
-    minutes: Positive | None = Field(None, description="budget of the whole search, in minutes")
-
-
-NET, DATA, OPT, PLAN, DEVICE, WATCH, SEARCH = "net", "data", "optimisation", "schedule", "device", "watching", "search"
-Rate = Annotated[Number, Field(gt=0)]
-Statistics = list[list[Number]]
-
-
-class Params(BaseModel):
-    """Everything one run depends on; attributes have the canonical names. Frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    # fmt: off
-    arch: str = key(NET, "simple_cnn", "simple_cnn, lenet, resnet9, sign_net, a torchvision name, timm/NAME, file.py:Name")
-    arch_args: dict[str, Any] = key(NET, {}, "keyword arguments of the net's constructor")
-    pretrain: Switch | str = key(
-        NET, 0, "1: the published weights; or a local .safetensors or .pth file", "pretrained")
-    n_clas: Count | None = key(NET, None, "number of classes; null: from the data", "num_classes", ge=2)
-    ps: Number = key(NET, 0.0, "dropout before the head's linear layer", "head_dropout", ge=0, lt=1)
-    freeze: Freeze | None = key(
-        NET, None, '{"groups": 2, "epochs": 1}: so many layer groups for so many epochs; null: none' )
-    ema: Number = key(NET, 0.0, "decay of the weight average that is evaluated and exported; 0: off", ge=0, lt=1)
-
-    data_dir: str | None = key(DATA, None, "dataset folder, relative to this file; null: from --data_dir")
-    dataset: str = key(DATA, "image_folder", "image_folder, or file.py:Name")
-    im_sz: Count | None = key(
-        DATA, None, "side of the net's input, pixels; null: the images' own size up to 64, else 224",
-        "image_size", ge=8, le=4096)
-    resize: Literal["crop", "squash", "letterbox"] = key(DATA, "crop", "how an image becomes a square")
-    normalize: Literal["auto", "imagenet", "dataset"] | Statistics = key(
-        DATA, "auto", "auto: ImageNet's numbers with pretrained weights, else the training set's; or [[mean], [std]]")
-    batch_size: Count = key(DATA, 128, "images per optimizer step, over all processes", ge=1)
-    bs_test: Count = key(DATA, 256, "images per evaluation batch", "eval_batch_size", ge=1)
-    num_workers: Count | None = key(DATA, None, "loader processes; null: as many as pay", ge=0, le=256)
-    augment: str | list[str | dict[str, Any]] = key(
-        DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms")
-    mixup: Number = key(DATA, 0.0, "alpha of the Beta distribution of mixup; 0: off", ge=0)
-    cutmix: Number = key(DATA, 0.0, "alpha of the Beta distribution of CutMix; 0: off", ge=0)
-    sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often")
-    valid_fraction: Number = key(
-        DATA, 0.1, "share of train that becomes valid when the data has no valid", gt=0, lt=1)
-    cache: Literal["auto", "off", "disk", "ram", "device"] = key(DATA, "auto", "where decoded images are kept")
-    limit_train: Count | Number | None = key(
-        DATA, None, "use so many training images, or such a share below 1; null: all", gt=0 )
-    on_bad_image: Literal["error", "skip"] = key(DATA, "error", "what an unreadable image does")
-
-    loss: str = key(OPT, "cross_entropy", "cross_entropy, focal, or file.py:Name")
-    label_smoothing: Number = key(OPT, 0.0, "share of the target spread over all classes", ge=0, lt=1)
-    class_weights: Literal["balanced"] | list[Rate] | None = key(
-        OPT, None, '"balanced", one weight per class, or null: none' )
-    optimizer: str = key(OPT, "sgd", "sgd (Nesterov), adam, adamw, rmsprop, or file.py:Name")
-    optimizer_args: dict[str, Any] = key(OPT, {}, "keyword arguments of the optimizer's constructor")
-    learning_rate: Rate | Annotated[list[Rate], Field(min_length=1)] = key(
-        OPT, 0.05, "peak learning rate; a list: one per layer group, earliest layers first")
-    wd: Number = key(OPT, 5e-4, "weight decay of tensors with two or more dimensions", "weight_decay", ge=0)
-    momentum: Number = key(OPT, 0.9, "of sgd and rmsprop", ge=0, lt=1)
-    grad_clip: Positive | None = key(OPT, None, "largest norm of the gradient; null: not clipped")
-    accumulate: Count = key(OPT, 1, "micro-batches per optimizer step", ge=1)
-    num_epochs: Positive = key(OPT, 10.0, "passes over the training set; may be fractional", le=1e6)
-
-    scheduler: Literal["one_cycle", "cosine", "linear", "step", "constant", "plateau"] = key(
-        PLAN, "one_cycle", "shape of the learning rate")
-    div_factor: Number = key(PLAN, 25.0, "one_cycle begins at the peak rate divided by this", ge=1)
-    pct_start: Number = key(PLAN, 0.3, "one_cycle rises for this share of the steps", gt=0, lt=1)
-    warmup: Number = key(PLAN, 0.0, "epochs of linear warm-up before the other schedulers", ge=0)
-    lr_schedule: list[list[Number]] | None = key(
-        PLAN, None, "[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; overrides scheduler; null: none")
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = key(DEVICE, "auto", "where it runs")
-    cuda: Switch = key(DEVICE, 1, "0: on the CPU; 1: on an accelerator when there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key(
-        DEVICE, "auto", "auto: bf16 or fp16 where the machine is fast at it")
-    threads: Count | None = key(DEVICE, None, "CPU threads; null: one per core", ge=1, le=4096)
-    compile: Switch = key(DEVICE, 0, "1: torch.compile")
-    deterministic: Switch = key(DEVICE, 0, "1: bit-identical on a GPU too, slower")
-    seed: Count = key(DEVICE, 0, "of initialisation, order, augmentation, dropout", ge=0, lt=2**63)
-
-    metrics: Annotated[list[str], Field(min_length=1)] = key(
-        WATCH, ["accuracy"], "validation metrics, or file.py:Name; loss is always there")
-    best_metric: str = key(
-        WATCH, "accuracy", "validation metric that names the best epoch; ties keep the earlier one")
-    observers: list[str] = key(WATCH, ["tensorboard", "live_plot"], "who watches the run")
-    save_summary_steps: Count = key(WATCH, 100, "optimizer steps between two reports", ge=1)
-    early_stopping: EarlyStopping | None = key(WATCH, None, "stop when a metric no longer improves; null: never")
-    keep_last: Count = key(WATCH, 1, "how many epoch checkpoints stay", ge=0)
-    checkpoint_minutes: Positive = key(WATCH, 10.0, "minutes between checkpoints inside an epoch")
-
-    hyper_search: dict[str, Any] = key(
-        SEARCH, {}, "what search_hyperparams.py varies: key -> list, or range {min, max, log}")
-    search: Search = key(SEARCH, Search(), "how it is varied")
-    # fmt: on
+class Params(Keys):
+    """Everything a run depends on, frozen. Attributes have the canonical names; sections are objects."""
 
     _given: frozenset[str] = PrivateAttr(default=frozenset())
     _folder: Path = PrivateAttr(default=Path())
 
-    @model_validator(mode="after")
-    def _cross_field(self) -> "Params":
-        if isinstance(self.limit_train, float) and self.limit_train > 1:
-            raise ValueError(f"limit_train: {self.limit_train:g} is neither a number of images nor a share up to 1.0")
-        if isinstance(self.normalize, list):
-            shape = [len(row) for row in self.normalize]
-            if shape != [3, 3] or min(self.normalize[1]) <= 0:
-                raise ValueError("normalize: [[3 means], [3 standard deviations above 0]] is wanted")
-        if self.lr_schedule is not None:
-            epochs = [piece[0] for piece in self.lr_schedule if len(piece) == 2 and min(piece) > 0]
-            if len(epochs) != len(self.lr_schedule) or not epochs or sorted(set(epochs)) != epochs:
-                raise ValueError("lr_schedule: [[until_epoch, rate], ...] with rising epochs, rates above 0 is wanted")
-        if len(set(self.metrics)) != len(self.metrics):
-            raise ValueError(f"metrics: {self.metrics} names one twice")
-        _check_space(self.hyper_search)
-        return self
-
     @property
     def given(self) -> frozenset[str]:
-        """The keys that somebody wrote: in the file, its base or on the command line."""
+        """The keys somebody wrote: in the file, its bases or on the command line. Canonical names."""
         return self._given
 
     @property
@@ -195,206 +54,274 @@ class Params(BaseModel):
         return self.model_dump(mode="json")
 
     def replace(self, **changes: Any) -> "Params":
-        """A validated copy with `changes`."""
-        return _build(self.resolved() | changes, self._folder, "changed parameters", self._given)
+        """A validated copy with `changes`; given and folder stay. UserError as `load`."""
+        values = self.resolved() | canonical(changes, "changed parameters")
+        return _build([("changed parameters", values)], self._folder, self._given)
+
+    def no_effect(self) -> list[str]:
+        """One line per given key that does nothing in this run."""
+        return [f"{name}: {reason}" for names, idle, reason in NO_EFFECT for name in names.split()
+                if name in self._given and idle(self)]  # fmt: skip
 
 
-# fmt: off
-EXTRAS: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in Params.model_fields.items()}
-ALIASES: dict[str, str] = {extra["alias"]: name for name, extra in EXTRAS.items() if "alias" in extra}
-SYNONYMS = {
-    "lr": "learning_rate", "bs": "batch_size", "epochs": "num_epochs", "n_epochs": "num_epochs",
-    "max_epochs": "num_epochs", "model": "arch", "net": "arch", "backbone": "arch", "architecture": "arch",
-    "network": "arch", "model_name": "arch", "workers": "num_workers", "n_workers": "num_workers", "dropout": "ps",
-    "dropout_rate": "ps", "amp": "precision", "patience": "early_stopping.patience",
-    "monitor": "early_stopping.monitor_metric", "monitor_metric": "early_stopping.monitor_metric",
-    "min_delta": "early_stopping.min_delta", "minimize": "early_stopping.minimize", "opt": "optimizer",
-    "criterion": "loss", "sched": "scheduler", "lr_scheduler": "scheduler", "augmentation": "augment",
-    "augm": "augment", "transforms": "augment", "clip": "grad_clip", "clip_grad": "grad_clip", "gpu": "cuda",
-    "img_size": "im_sz", "input_size": "im_sz", "size": "im_sz", "smoothing": "label_smoothing",
-    "n_filters": "arch_args.n_filters", "num_channels": "arch_args.num_channels", "classes": "n_clas",
-    "test_batch_size": "bs_test", "val_batch_size": "bs_test", "gradient_accumulation": "accumulate",
-    "random_seed": "seed", "callbacks": "observers", "weights": "pretrain", "betas": "optimizer_args.betas",
-    "nesterov": "optimizer_args.nesterov", "save_steps": "save_summary_steps", "data": "data_dir",
-    "num_trials": "search.num_trials",
-}
-# fmt: on
-SECTIONS: dict[str, type[Section]] = {"freeze": Freeze, "early_stopping": EarlyStopping, "search": Search}
-OWNED = {"arch": "arch_args", "optimizer": "optimizer_args"}
-
-
-# --- reading ------------------------------------------------------------------------------------------
+# --- from files to Params ---------------------------------------------------------------------------
 
 
 def load(path: Path | str, overrides: dict[str, Any] | None = None) -> Params:
-    """The parameters of an experiment folder or JSON file, its bases and `overrides` merged. UserError: one line."""
-    file = _file(Path(path))
-    values = merged(file, overrides)
-    return _build(values, file.parent, str(file), frozenset(values))
+    """Params of an experiment folder or JSON file: its bases, the file, then `overrides`, each over the last.
+
+    Sections and dictionaries merge, lists and values replace. Where another `arch` (`optimizer`) is stated
+    than below, the `arch_args` (`optimizer_args`) from below are dropped: they belong to the other one.
+    UserError, one line, for whatever is wrong.
+    """
+    file = _find(Path(path))
+    return _build(_all_layers(file, overrides), file.parent)
 
 
 def merged(path: Path | str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What was written: base + file + overrides, canonical keys, no defaults."""
-    file = _file(Path(path))
-    written = _with_base(read(file), file.parent, str(file), [file.resolve()])
-    return deep_merge(written, canonical(overrides or {}, "command line"))
+    """What was written: bases + file + `overrides`, canonical keys, no defaults. UserError as `load`."""
+    return _merge_layers(_all_layers(_find(Path(path)), overrides))
 
 
 def from_written(values: dict[str, Any], folder: Path, source: str = "") -> Params:
-    """Parameters from what would be written into folder/params.json."""
-    source = source or str(folder / PARAMS)
-    values = _with_base(values, folder, source, [])
-    return _build(values, folder, source, frozenset(values))
+    """Params from what is going to be `folder`/params.json. UserError as `load`."""
+    return _build(_layers(values, folder / PARAMS, source), folder)
 
 
 def from_resolved(values: dict[str, Any], folder: Path) -> Params:
-    """Parameters from record/resolved.json (without "pinned")."""
-    return _build(canonical(values, "resolved.json"), folder, str(folder / "record/resolved.json"), frozenset(values))
+    """Params from record/resolved.json, without its "pinned"; `given` is what differs from the defaults."""
+    known = canonical(values, "resolved.json")
+    params = _build([("resolved.json", known)], folder)
+    params._given = frozenset(name for name in known if getattr(params, name) != getattr(DEFAULTS, name))
+    return params
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One params file as a dictionary: // comments and trailing commas forgiven, duplicates and NaN refused."""
-    values = read_jsonc(path, MAX_BYTES)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: an object {{...}} is wanted, not {shorten(values)}")
-    return {name: value for name, value in values.items() if name != "$schema"}
+    """One params file as it stands, without "$schema". UserError when it is no JSON object."""
+    values = read_object(path)
+    values.pop("$schema", None)
+    return values
 
 
-def _file(path: Path) -> Path:
-    path = path / PARAMS if path.is_dir() else path
-    if not path.exists():
-        raise UserError(f"{path}: no such file. An experiment is a folder with a {PARAMS} ({{}} will do)")
-    return path
+def relative_path(path: Path, start: Path) -> str:
+    """`path` as seen from the folder `start`."""
+    return os.path.relpath(path.resolve(), start.resolve())
 
 
-def _with_base(values: dict[str, Any], folder: Path, source: str, seen: list[Path]) -> dict[str, Any]:
-    """`values` over their base's, which may have a base of its own."""
-    values = dict(values)
-    base = values.pop("base", None)
-    values = canonical(values, source)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{source}: base: {shorten(base)} is no path")
-    file = _file((folder / base).resolve())
-    if file.resolve() in seen:
-        raise UserError(f"{source}: base: {base} leads back to itself")
-    under = _with_base(read(file), file.parent, str(file), [*seen, file.resolve()])
-    return deep_merge(_rebase(under, relative_path(file.parent, folder)), values)
+def _find(path: Path) -> Path:
+    try:
+        file = path / PARAMS if path.is_dir() else path
+        if file.is_file():
+            return file
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    raise UserError(f"{file}: no such file. An experiment is a folder with a {PARAMS} in it; {{}} will do")
 
 
-def _rebase(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Paths in a base file are relative to it: make them relative to the folder that inherits them."""
+def _all_layers(file: Path, overrides: dict[str, Any] | None) -> list[Layer]:
+    layers = _layers(read(file), file)
+    return [*layers, ("command line", canonical(overrides, "command line"))] if overrides else layers
 
-    def move(value: Any, is_path: bool = False) -> Any:
+
+def _layers(values: dict[str, Any], file: Path, source: str = "") -> list[Layer]:
+    """`values`, which stand in `file`, and its bases: the lowest first, paths relative to `file`."""
+    layers: list[Layer] = []
+    seen, prefix, source = [file.resolve()], "", source or str(file)
+    while True:
+        own = canonical({name: value for name, value in values.items() if name != "base"}, source)
+        layers.insert(0, (source, _moved(own, prefix)))
+        if "base" not in values:
+            return layers
+        base = values["base"]
+        if not isinstance(base, str) or not base:
+            raise UserError(f"{source}: base: {shorten(base)} given; possible: an experiment folder or a JSON file")
+        try:
+            target = file.parent / base if file.parent.is_dir() else (file.parent / base).resolve()
+            is_folder = target.is_dir()
+            file = _find(target)
+        except (UserError, OSError):
+            raise UserError(f"{source}: base: {shorten(base)}: no experiment folder or JSON file there") from None
+        if file.resolve() in seen:
+            raise UserError(f"{source}: base: {shorten(base)} leads back to {file.resolve().name}: a loop")
+        seen.append(file.resolve())
+        prefix = os.path.join(prefix, base if is_folder else os.path.dirname(base))
+        values, source = read(file), str(file)
+
+
+def _moved(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """`values` of a base, their paths and FILE.py:NAME as seen from the folder that inherits them."""
+
+    def move(value: Any, is_path: bool) -> Any:
         if isinstance(value, list):
-            return [move(item) for item in value]
-        is_path = is_path or (isinstance(value, str) and ".py:" in value)
-        return os.path.join(prefix, value) if is_path and isinstance(value, str) else value
+            return [move(item, is_path) for item in value]
+        if isinstance(value, dict):
+            return {name: move(item, is_path or name in PATHS) for name, item in value.items()}
+        is_path = isinstance(value, str) and value != "" and (is_path or re.search(r"\.py:\w+$", value) is not None)
+        return os.path.join(prefix, value) if is_path and value not in ("best", "last") else value
 
-    moved = {name: move(value, name in ("pretrain", "data_dir")) for name, value in values.items()}
-    search = moved.get("search")
-    if isinstance(search, dict) and isinstance(search.get("restore_file"), str):
-        moved["search"] = search | {"restore_file": os.path.join(prefix, search["restore_file"])}
-    return moved
+    return {name: value if name in FREE else move(value, name in PATHS) for name, value in values.items()}
 
 
 def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge. Another arch or optimizer does not inherit the arguments of the one before."""
-    result = dict(under)
-    for name, args in OWNED.items():
-        if name in over and name in under and over[name] != under[name]:
-            result.pop(args, None)
-    for name, value in over.items():
-        old = result.get(name)
-        result[name] = (
-            deep_merge(old, value)
-            if isinstance(old, dict) and isinstance(value, dict) and name != "hyper_search"
-            else value
-        )
-    return result
+    """`over` over `under`; see `load` for what another arch or optimizer does."""
+    other = {args for name, args in OWNED.items() if name in over and over[name] != under.get(name, over[name])}
+    return _merge({name: value for name, value in under.items() if name not in other}, over)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merge(under[name], value) for name, value in over.items()
+            if isinstance(value, dict) and isinstance(under.get(name), dict)}  # fmt: skip
+    return under | over | both
+
+
+def _merge_layers(layers: list[Layer]) -> dict[str, Any]:
+    values: dict[str, Any] = {name: Params.model_fields[name].default for name in OWNED}
+    for _, over in layers:
+        values = deep_merge(values, over)
+    stated = {name for _, over in layers for name in over}
+    return {name: value for name, value in values.items() if name in stated}
 
 
 def canonical(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Aliases replaced, every key known. UserError with the nearest key."""
+    """`values` by canonical names, in hyper_search too. UserError for an unknown key, or one given twice."""
     result: dict[str, Any] = {}
     for name, value in values.items():
-        real = ALIASES.get(name, name)
-        if real not in Params.model_fields:
-            raise UserError(f"{source}: unknown key {name!r}; {suggest(name)}")
+        if "." in name and name.split(".")[0] in SECTIONS:
+            top, rest = name.split(".", 1)
+            raise UserError(f"{source}: unknown key {shorten(name)}; write {shorten({top: {rest: value}})[1:-1]}")
+        (real,) = key_path(name, source) if "." not in name else _unknown(source, name)
         if real in result:
-            alias = next(alias for alias, target in ALIASES.items() if target == real)
-            raise UserError(f"{source}: {real!r} and {alias!r} are the same key; give one of them")
+            raise UserError(f"{source}: {real} and {_alias(real)} are the same key; give one of them")
+        if real == "hyper_search" and isinstance(value, dict):
+            value = _canonical_space(value, source)
         result[real] = value
     return result
 
 
-def suggest(name: str) -> str:
-    """What somebody who wrote `name` may have meant."""
-    if name.lower() in SYNONYMS:
-        return f"did you mean {SYNONYMS[name.lower()]!r}?"
-    dotted = {f"{section}.{sub}" for section, cls in SECTIONS.items() for sub in cls.model_fields}
-    for full in dotted:
-        if full.partition(".")[2] == name:
-            return f"did you mean {full!r}?"
-    names = [*Params.model_fields, *ALIASES, "base", *SYNONYMS]
-    if near := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6):
-        return f"did you mean {SYNONYMS.get(near[0], near[0])!r}?"
-    return nearest(name, [*Params.model_fields, "base"])
+def _canonical_space(space: dict[str, Any], source: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, values in space.items():
+        path = key_path(name, f"{source}: hyper_search")
+        if path[0] in ("hyper_search", "search", "data_dir"):
+            raise UserError(f"{source}: hyper_search: {shorten(name)} cannot be searched")
+        if (real := ".".join(path)) in result:
+            raise UserError(f"{source}: hyper_search: {real} and {_alias(real)} are the same key; give one of them")
+        result[real] = values
+    return result
 
 
-def _build(values: dict[str, Any], folder: Path, source: str, given: frozenset[str]) -> Params:
+def _alias(name: str) -> str:
+    return next((alias for alias, real in ALIASES.items() if real == name), name)
+
+
+def key_path(name: str, source: str) -> list[str]:
+    """The parts of a dotted name, canonical. UserError with the nearest key when there is none such."""
+    top, *rest = name.split(".")
+    top = ALIASES.get(top, top)
+    if top not in Params.model_fields or "" in rest:
+        _unknown(source, name)
+    if rest and top in SECTIONS and (len(rest) > 1 or rest[0] not in SECTIONS[top].model_fields):
+        raise UserError(f"{source}: unknown key {shorten(name)}; {suggest(rest[0], top)}")
+    if rest and top not in (*SECTIONS, *FREE):
+        raise UserError(f"{source}: unknown key {shorten(name)}; {top} has no parts")
+    return [top, *rest]
+
+
+def _unknown(source: str, name: str) -> Any:
+    shown = f"--{shorten(name)[1:-1]}" if source == "command line" else shorten(name)
+    raise UserError(f"{source}: unknown key {shown}; {suggest(name)}")
+
+
+def _build(layers: list[Layer], folder: Path, given: frozenset[str] | None = None) -> Params:
+    values = _merge_layers(layers)
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
-    except RecursionError:
-        raise UserError(f"{source}: nested too deeply") from None
-    params._given, params._folder = given, folder
+        path, text = explain(error)
+        raise UserError(f"{_source(layers, path)}: {text}") from None
+    params._given, params._folder = frozenset(values) if given is None else given, folder
+    for name, wanted in params.hyper_search.items():
+        try:
+            check_space(params, name, wanted)
+        except ValueError as error:
+            raise UserError(f"{_source(layers, ['hyper_search', name])}: {error}") from None
     return params
 
 
-def _explain(error: ValidationError) -> str:
-    """The first mistake in one line: key, what was given, what is possible."""
-    mistakes = error.errors(include_url=False)
-    first = mistakes[0]
-    if not first["loc"]:
-        return first["msg"].removeprefix("Value error, ")
-    top = str(first["loc"][0])
-    section = SECTIONS.get(top)
-    path = [
-        str(part)
-        for part in first["loc"]
-        if isinstance(part, int) or part == top or (section and part in section.model_fields)
-    ]
-    name = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        wrong = str(first["loc"][-1])
-        return f"unknown key {top}.{wrong}; {nearest(wrong, section.model_fields if section else Params.model_fields)}"
-    if first["type"] == "missing":
-        return f"{top}: {first['loc'][-1]!r} is missing"
-    same_key = [m for m in mistakes if m["loc"][:1] == first["loc"][:1] and m["type"] != "model_type"]
-    options = list(
-        dict.fromkeys(m["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for m in same_key)
-    )
-    return f"{name}: {shorten(first['input'])} given; possible: {' or '.join(options)}"
+def _source(layers: list[Layer], path: list[str]) -> str:
+    """Where the value at `path` was written: the topmost layer that has it."""
+    for source, values in reversed(layers):
+        node: Any = values
+        for name in path:
+            node = node.get(name, _source) if isinstance(node, dict) else _source
+        if node is not _source:
+            return source
+    return _source(layers, path[:-1])
 
 
-def _check_space(space: dict[str, Any]) -> None:
-    """hyper_search: key -> non-empty list, or {"min", "max", "log", "int"} or {"choice"}."""
-    for name, values in space.items():
-        top, _, sub = name.partition(".")
-        real = ALIASES.get(top, top)
-        if real not in Params.model_fields or (real in SECTIONS and sub and sub not in SECTIONS[real].model_fields):
-            raise ValueError(f"hyper_search: unknown key {name!r}; {suggest(name)}")
-        if isinstance(values, dict):
-            if set(values) - {"min", "max", "log", "int", "choice"}:
-                raise ValueError(f"hyper_search.{name}: {shorten(values)} given; possible: min, max, log, int, choice")
-            choice, low, high = values.get("choice"), values.get("min"), values.get("max")
-            ranged = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (low, high))
-            if choice is not None and isinstance(choice, list) and choice:
-                continue
-            if not ranged or low >= high or (values.get("log") and low <= 0):
-                raise ValueError(f"hyper_search.{name}: a range needs min below max (above 0 with log)")
-        elif not isinstance(values, list) or not values:
-            raise ValueError(f"hyper_search.{name}: {shorten(values)} given; possible: a list of values, or a range")
+# --- the command line -------------------------------------------------------------------------------
+
+
+def parse_overrides(argv: list[str]) -> dict[str, Any]:
+    """["--wd=0.1", "--early-stopping.patience", "3"] -> {"wd": 0.1, "early_stopping": {"patience": 3}}.
+
+    Values are JSON, bare words strings. --model and --model.KEY mean arch and arch_args.KEY. The last of two
+    equal flags counts. UserError for an unknown key, a flag without value, a key and its alias together.
+    """
+    values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        flag, equals, text = words.pop(0).partition("=")
+        if not flag.startswith("--") or flag == "--":
+            raise UserError(f"command line: {shorten(flag)} given; possible: --key=value or --key value")
+        path = _flag_path(flag)
+        if not equals and (not words or words[0].startswith("--")):
+            raise UserError(f"command line: {shorten(flag)[1:-1]} needs a value; write {shorten(flag)[1:-1]}=VALUE")
+        top = flag[2:].replace("-", "_").partition(".")[0]
+        if spelled.setdefault(path[0], top) != top:
+            raise UserError(f"command line: --{spelled[path[0]]} and --{top} are the same key; give one of them")
+        text = text if equals else words.pop(0)
+        try:
+            _put(values, path, decode_word(text))
+        except ValueError as error:
+            raise UserError(f"command line: {shorten(flag)[1:-1]}: {shorten(text)} is no JSON value: {error}") from None
+    return values
+
+
+def _flag_path(flag: str) -> list[str]:
+    name = flag[2:].replace("-", "_")
+    top, _, rest = name.partition(".")
+    if top == "model":
+        name = f"arch_args.{rest}" if rest else "arch"
+    if top != "hyper_search" or not rest:
+        return key_path(name, "command line")
+    inner, _, last = rest.rpartition(".")
+    is_range = last in ("min", "max", "log", "int", "choice") and inner
+    path = key_path(inner if is_range else rest, "command line: hyper_search")
+    return [top, ".".join(path), *([last] if is_range else [])]
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{part} has a value of its own already")
+    values |= _merge(values, {path[-1]: value})
+
+
+# --- what is generated ------------------------------------------------------------------------------
+
+DEFAULTS = Params()
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of params.json for editors."""
+    text = {"type": "string", "minLength": 1}
+    base = text | {"description": "Another experiment folder or JSON file, relative to this file; it lies under it."}
+    return editor_schema(Params, ALIASES, {"$schema": {"type": "string"}, "base": base})
+
+
+def docs() -> str:
+    """docs/params.md."""
+    return tables(Params, SECTIONS, INTRO)

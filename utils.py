@@ -6,9 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import math
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -42,11 +40,6 @@ def nearest(word: str, choices: Iterable[str]) -> str:
         return f"did you mean {by_lower[near[0]]!r}?"
     shown = ", ".join(choices[:12]) + (f", ... ({len(choices)} in all)" if len(choices) > 12 else "")
     return f"possible: {shown}"
-
-
-def shorten(value: Any) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = None) -> Any:
@@ -153,46 +146,6 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
 
 
-_JSONC = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|,(?=(?:\s|//[^\n]*)*[}\]])', re.S)
-
-
-def parse_jsonc(text: str) -> Any:
-    """JSON with // comments and trailing commas. ValueError for duplicate keys, NaN, and numbers beyond a float."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
-        return dict(pairs)
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON number")
-
-    def finite(number: str) -> float:
-        return float(number) if math.isfinite(float(number)) else refuse(number)
-
-    bare = _JSONC.sub(lambda match: match[0] if match[0][0] == '"' else "", text)
-    try:
-        return json.loads(bare, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def read_jsonc(path: Path, max_bytes: int) -> Any:
-    """A JSON file that people write, see parse_jsonc. UserError naming the file."""
-    try:
-        data = path.read_bytes()
-        if len(data) > max_bytes:
-            raise UserError(f"{path}: {len(data)} bytes are too many (at most {max_bytes})")
-        return parse_jsonc(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
     """Tensors by name from a `.safetensors` file or a PyTorch file (weights only: nothing in it is executed).
 
@@ -217,11 +170,6 @@ def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path}: holds no table of tensors (a state_dict is expected)")
     return content
-
-
-def relative_path(path: Path, start: Path) -> str:
-    """`path` as seen from the folder `start`."""
-    return os.path.relpath(path.resolve(), start.resolve())
 
 
 # --- randomness -------------------------------------------------------------------------------------

@@ -72,7 +72,9 @@ def main() -> None:
             results["this kit"].append(kit(data, seed, work))
             print(f"seed {seed}: {results['cs230'][-1]} {results['this kit'][-1]}", flush=True)
     print(f"\nn = {args.seeds} seeds, {platform.processor() or platform.machine()}, Python {platform.python_version()}")
-    print("| program | best validation accuracy, mean (min to max) | test accuracy, mean (min to max) | seconds, median |")
+    print(
+        "| program | best validation accuracy, mean (min to max) | test accuracy, mean (min to max) | seconds, median |"
+    )
     print("|---|---|---|---|")
     for program, rows in results.items():
         cells = []

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from params import ALIASES, SYNONYMS, Params, deep_merge, suggest
-from utils import UserError, parse_jsonc, shorten
+from params import parse_overrides
+from utils import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,55 +56,3 @@ def train_parser(doc: str | None) -> Parser:
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
     return parser
-
-
-# --- parameters by name ----------------------------------------------------------------------------------
-
-
-def parse_overrides(argv: list[str]) -> dict[str, Any]:
-    """["--learning_rate=0.1", "--early-stopping.patience", "3"] -> nested values. UserError on an unknown name."""
-    values: dict[str, Any] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"command line: {word!r} is no --key=value")
-        name, equals, text = word[2:].partition("=")
-        if not equals:
-            if not words or (words[0].startswith("--")):
-                raise UserError(f"command line: --{name} needs a value; {_known(name)}")
-            text = words.pop(0)
-        _put(values, name.replace("-", "_"), _value(text))
-    return values
-
-
-def _known(name: str) -> str:
-    top = name.replace("-", "_").split(".")[0]
-    return f"for example --{name}=VALUE" if ALIASES.get(top, top) in Params.model_fields else suggest(top)
-
-
-def _value(text: str) -> Any:
-    try:
-        return parse_jsonc(text)
-    except ValueError as error:
-        if text[:1] in '[{"' or text in ("NaN", "Infinity", "-Infinity"):
-            raise UserError(f"command line: {shorten(text)} is no JSON value ({error})") from None
-        return text
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set the dotted `name`. --model and --model.X of the older templates mean arch and arch_args.X."""
-    top, *rest = name.split(".")
-    if top == "model":
-        top = "arch_args" if rest else "arch"
-    top = ALIASES.get(top, top)
-    if top not in Params.model_fields:
-        raise UserError(f"command line: unknown key --{name}; {suggest(name if name in SYNONYMS else top)}")
-    for depth, part in enumerate([top, *rest[:-1]] if rest else []):
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise UserError(f"command line: --{name}: {part!r} was given a value of its own ({depth})")
-    last = rest[-1] if rest else top
-    values[last] = (
-        deep_merge(values[last], value) if isinstance(values.get(last), dict) and isinstance(value, dict) else value
-    )

@@ -101,7 +101,9 @@ class LivePlot(Observer):
         begun = time.monotonic()
         path = self.folder / METRICS_BEST
         best_epoch = read_json(path).get("epoch") if path.exists() else None
-        save_history_figure(self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric.rpartition(":")[2], best_epoch)
+        save_history_figure(
+            self.folder / TRAIN_HISTORY_PNG, self.history, self.params.best_metric.rpartition(":")[2], best_epoch
+        )
         self.rows_drawn, self.since = len(self.history), time.monotonic()
         self.cost = self.since - begun
 

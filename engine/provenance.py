@@ -16,7 +16,14 @@ from engine.folder import Folder, now
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
 from utils import UserError, write_atomic, write_json
 
-RESULT_CODE = ("train.py", "params.py", "model", "engine")  # what a result depends on
+RESULT_CODE = (
+    "train.py",
+    "params.py",
+    "params_keys.py",
+    "params_json.py",
+    "model",
+    "engine",
+)  # what a result depends on
 MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 
 

@@ -9,7 +9,7 @@ from engine.folder import Folder, read_manifest
 from engine.provenance import changed_files, run_frozen, same
 from include import CHECKPOINTS, EXIT_NONFINITE, HISTORY_CSV, METRICS_BEST, PARAMS, TRAIN_HISTORY_PNG
 from params import Params
-from utils import UserError, command, relative_path
+from utils import UserError, command
 
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
@@ -211,7 +211,7 @@ def load_params(folder: Folder, args: Any, overrides: dict[str, Any]) -> tuple[P
         return params_module.load(folder.path, overrides), None
     if not Path(args.base).exists():
         raise UserError(f"--base {args.base}: no such experiment folder or JSON file")
-    written = {"base": relative_path(Path(args.base), folder.path), **overrides}
+    written = {"base": params_module.relative_path(Path(args.base), folder.path), **overrides}
     if path.exists():
         if params_module.read(path) != written:
             raise UserError(

@@ -8,7 +8,6 @@ from torch import Tensor
 from engine.checkpoint import Checkpoints, write_weights
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
-from engine.effects import no_effect
 from engine.folder import Folder, now
 from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step
 from engine.observers import make_observers
@@ -96,7 +95,7 @@ class Session:
         lines += (
             [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
         )
-        lines += [f"no effect: {line}" for line in no_effect(self.plan.params)]
+        lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
         if self.plan.verb == "continue":
             self._derive_again()
             lines.append(

@@ -9,8 +9,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from kit import call, make_dataset, make_images, shell, tree
 from PIL import Image
+
+from kit import call, make_dataset, make_images, shell, tree
 
 
 def build(source, target, *argv):
@@ -89,7 +90,11 @@ def write_table(path, rows, header=("file", "kind", "who")):
 
 def test_a_table_keeps_groups_on_one_side(tmp_path):
     make_images(tmp_path / "photos", classes=2, per_class=60)
-    rows = [(f"class_{c}/{n:03d}{'.png' if n % 2 else ''}", f"kind {c}", f"person {n % 20}") for c in range(2) for n in range(60)]
+    rows = [
+        (f"class_{c}/{n:03d}{'.png' if n % 2 else ''}", f"kind {c}", f"person {n % 20}")
+        for c in range(2)
+        for n in range(60)
+    ]
     write_table(tmp_path / "labels.csv", rows)
     flags = ["--labels", tmp_path / "labels.csv", "--image_col", "file", "--label_col", "kind", "--group_col", "who"]
     code, printed = build(tmp_path / "photos", tmp_path / "data", *flags)
@@ -119,7 +124,9 @@ def test_wrong_tables_and_flags(change, words, tmp_path):
 
 def test_missing_images_of_a_table_are_named(tmp_path):
     make_images(tmp_path / "photos", classes=2, per_class=2)
-    write_table(tmp_path / "labels.csv", [("class_0/000.png", "a", "x"), ("../../etc/passwd", "b", "x"), ("gone.png", "b", "x")])
+    write_table(
+        tmp_path / "labels.csv", [("class_0/000.png", "a", "x"), ("../../etc/passwd", "b", "x"), ("gone.png", "b", "x")]
+    )
     flags = ["--labels", tmp_path / "labels.csv", "--image_col", "file", "--label_col", "kind"]
     code, printed = build(tmp_path / "photos", tmp_path / "data", *flags)
     assert code == 2 and "2 of 3 images" in printed and "gone.png" in printed
@@ -128,7 +135,11 @@ def test_missing_images_of_a_table_are_named(tmp_path):
 def test_sources_that_are_none(tmp_path):
     (tmp_path / "file.tar").write_text("no archive")
     (tmp_path / "empty").mkdir()
-    for source, word in (("digit", "did you mean 'digits'?"), (tmp_path / "file.tar", "neither"), (tmp_path / "empty", "no train folder")):
+    for source, word in (
+        ("digit", "did you mean 'digits'?"),
+        (tmp_path / "file.tar", "neither"),
+        (tmp_path / "empty", "no train folder"),
+    ):
         code, printed = build(source, tmp_path / "data")
         assert code == 2 and word in printed and len(printed.strip().splitlines()) == 1, printed
     make_images(tmp_path / "mine", per_class=2)
@@ -142,7 +153,9 @@ def hostile(kind, path):
     with tarfile.open(path, "w") as tar:
         info = tarfile.TarInfo({"up": "../outside.png", "absolute": "/tmp/outside.png"}.get(kind, "train/a/x.png"))
         if kind in ("symlink", "hardlink"):
-            info.type, info.linkname = (tarfile.SYMTYPE, "/etc/passwd") if kind == "symlink" else (tarfile.LNKTYPE, "../../x")
+            info.type, info.linkname = (
+                (tarfile.SYMTYPE, "/etc/passwd") if kind == "symlink" else (tarfile.LNKTYPE, "../../x")
+            )
         elif kind == "device":
             info.type = tarfile.CHRTYPE
         info.size = 0 if info.type != tarfile.REGTYPE else 4
@@ -185,7 +198,17 @@ def test_check_names_what_is_odd(tmp_path):
     shutil.copy(data / "train/class_0/odd.gif", data / "train/class_2/wrong.jpg")
     code, printed = call("build_dataset", "--data_dir", data, "--check")
     assert code == 0
-    for words in ("only", "odd.gif", "duplicates across splits: 1", "label conflicts", "broken: 1", "002.png", "long.png", "wrong.jpg", "no test split"):
+    for words in (
+        "only",
+        "odd.gif",
+        "duplicates across splits: 1",
+        "label conflicts",
+        "broken: 1",
+        "002.png",
+        "long.png",
+        "wrong.jpg",
+        "no test split",
+    ):
         assert words in printed, f"{words} in\n{printed}"
     report = json.loads((data / "dataset_report.json").read_text())
     assert len(report["broken"]) == 1 and len(report["duplicates_across_splits"]) == 1

@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from kit import TINY, call, experiment, make_dataset, make_images, tree
 from PIL import Image
+
+from kit import TINY, call, experiment, make_dataset, make_images, tree
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,10 @@ def test_wrong_data(kind, words, tmp_path):
 
 
 def test_a_bad_image_can_be_skipped(tmp_path):
-    data, folder = make_dataset(tmp_path / "data", ("train", "valid"), per_class=6), experiment(tmp_path / "x", on_bad_image="skip")
+    data, folder = (
+        make_dataset(tmp_path / "data", ("train", "valid"), per_class=6),
+        experiment(tmp_path / "x", on_bad_image="skip"),
+    )
     break_data("empty image", data)
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
     assert code == 0 and "1 unreadable" in printed
@@ -200,7 +204,10 @@ def test_own_net_with_a_fault(data, tmp_path):
     for text, word in (
         ("def broken(:", "cannot be imported"),
         ("class Other: pass", "Own"),
-        ("import torch\nclass Own(torch.nn.Flatten):\n    def __init__(self, num_classes):\n        super().__init__()", "logits"),
+        (
+            "import torch\nclass Own(torch.nn.Flatten):\n    def __init__(self, num_classes):\n        super().__init__()",
+            "logits",
+        ),
     ):
         (folder / "net.py").write_text(text)
         refused(["--data_dir", data, "--model_dir", folder], [word])
