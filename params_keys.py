@@ -48,7 +48,7 @@ class EarlyStopping(Strict):
     patience: int = Field(10, ge=1, description="Epochs without improvement before the run stops.")
     monitor_metric: Text = Field("loss", description="Validation metric to watch.")
     min_delta: float = Field(0.0, ge=0, description="A smaller change is no improvement.")
-    minimize: Switch = Field(1, description="1: lower is better. 0: higher is better.")
+    minimize: Switch | None = Field(None, description="1: lower is better. 0: higher is better. null: as METRICS says.")
 
 
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]

@@ -66,28 +66,24 @@ def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
         return str(error).removeprefix(f"{path}: ")
 
 
-def normalise(images: Sequence[np.ndarray], trained: Trained) -> Tensor:
-    """Base images -> (B, 3, H, W) on the device, by the numbers that the weights were trained with."""
+def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+    """One row per path: path, label_1, prob_1, ..., error."""
     import numpy as np
     import torch
 
-    from model.augment import fit_batch
+    from model.data_loader import Normalise
 
-    mean, std = (
-        torch.tensor(trained.pinned[name], device=trained.device).mul(255).view(1, 3, 1, 1) for name in ("mean", "std")
-    )
-    pixels = fit_batch(torch.from_numpy(np.stack(images)).to(trained.device), trained.pinned["im_sz"])
-    return pixels.permute(0, 3, 1, 2).float().sub_(mean).mul_(std.reciprocal())
+    normalise = Normalise(trained.pinned, trained.device)
 
+    def logits(images: list[np.ndarray]) -> Tensor:
+        return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device)))
 
-def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
-    """One row per path: path, label_1, prob_1, ..., error."""
     with ThreadPoolExecutor(4) as pool:  # decoders give the lock back while they work
         for start in range(0, len(paths), BATCH):
             some = paths[start : start + BATCH]
             read = list(pool.map(lambda path: read_base_image(path, trained.kit), some))
             good = [image for image in read if not isinstance(image, str)]
-            found = iter(trained(normalise(good, trained)).softmax(dim=1) if good else ())  # (K,) of each
+            found = iter(logits(good).softmax(dim=1) if good else ())  # (K,) of each
             for path, image in zip(some, read, strict=True):
                 error = image if isinstance(image, str) else ""
                 best = [] if error else zip(*next(found).topk(top), strict=True)

@@ -113,7 +113,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.ema import Ema
     from engine.loop import Epoch, Run, State, fit
     from engine.schedule import make_schedule, should_stop
-    from engine.session import Session, plan_steps, restore
+    from engine.session import Session, committed, plan_steps, restore
     from model.data_loader import fetch_dataloader
     from model.metric import make_metrics
     from model.net import make_net, set_frozen
@@ -128,12 +128,14 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
                                world=world.size, cache_dir=args.cache_dir, pinned=plan.pinned or None)  # fmt: skip
     loader = loaders["train"]
     params = plan.pin(params, loaders, choice.to_dict(), precision.machine_kind(device))
-    net = precision.place(make_net(params, len(loader.classes)), choice, device)
+    saved = committed(plan)
+    net = make_net(params, len(loader.classes), weights=saved and saved["net"])
+    net = precision.place(net, choice, device)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     loss_fn = make_loss(params, loader.class_counts, device)
     optimizer = make_optimizer(net, params, choice.fused)
     state = State(net, optimizer, Ema(net, params.ema) if params.ema else None, precision.make_scaler(choice))
-    restore(plan, state)
+    restore(plan, state, saved)
     first, total = plan_steps(plan, params, state, loader.num_batches)
     control = Control(params.checkpoint_minutes)
 
@@ -160,7 +162,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     with Session(plan, params, run, state, control, args, choice.describe()) as session:
         for event in fit(run, state):
             session.record(event)
-            if isinstance(event, Epoch) and should_stop(state.recent_history, params.early_stopping):
+            if isinstance(event, Epoch) and should_stop(state.recent_history, params.early_stopping, run.minimized):
                 break
 
 

@@ -47,8 +47,13 @@ class Run:
     wants_control: Callable[[], bool] = lambda: False  # a signal came, or a checkpoint is due
 
     @property
+    def minimized(self) -> list[str]:
+        """The metrics of which less is better."""
+        return sorted(name for name, metric in self.metrics.items() if metric.minimize)
+
+    @property
     def minimize(self) -> bool:
-        return self.metrics[self.best_metric].minimize
+        return self.best_metric in self.minimized
 
     @property
     def best_metric(self) -> str:

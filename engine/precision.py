@@ -95,7 +95,8 @@ def apply(choice: Choice, params: Params) -> None:
     """Process-wide settings: threads, determinism, TF32."""
     torch.set_num_threads(choice.threads)
     deterministic = bool(params.deterministic)
-    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: 1.7 s
+        torch.use_deterministic_algorithms(deterministic, warn_only=False)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     if choice.device == "cuda" and not deterministic:

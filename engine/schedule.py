@@ -5,7 +5,7 @@ the past (plateau, early stopping) is a pure function of the history.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,12 +149,18 @@ def plateau_factor(values: Sequence[float], patience: int = 5, factor: float = 0
     return factor**reductions
 
 
-def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any) -> bool:
-    """True when the monitored validation metric has not improved by min_delta for `patience` epochs."""
+def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any, minimized: Collection[str] = ()) -> bool:
+    """True when the monitored validation metric has not improved by min_delta for `patience` epochs.
+
+    `minimized`: metrics of which less is better, for when `early_stopping` does not say.
+    """
     if not early_stopping:
         return False
-    sign = 1 if early_stopping.minimize else -1
     key = early_stopping.monitor_metric.rpartition(":")[2]
+    minimize = early_stopping.minimize
+    if minimize is None:
+        minimize = key.removeprefix("train_").removeprefix("val_") in minimized
+    sign = 1 if minimize else -1
     best, bad = math.inf, 0
     for row in history:
         value = row.get(key, row.get(f"val_{key}"))

@@ -21,19 +21,26 @@ from utils import UserError, read_tensors, write_json
 log = logging.getLogger("train")
 
 
-def restore(plan: Plan, state: State) -> None:
-    """Load what the plan starts from into `state`: nothing, given weights, or the committed state. Writes nothing."""
-    if plan.restore_file:
+def committed(plan: Plan) -> dict[str, Any] | None:
+    """The state that the plan goes on from; None when it starts anew. Writes nothing."""
+    if plan.verb != "continue":
+        return None
+    saved, remark = Checkpoints(plan.folder.path).restore()
+    plan.remarks += [remark] if remark else []
+    return saved
+
+
+def restore(plan: Plan, state: State, saved: dict[str, Any] | None) -> None:
+    """Load what the plan starts from into `state`: the committed state, given weights, or nothing."""
+    if saved:
+        state.load_state_dict(saved)
+    elif plan.restore_file:
         missing, unexpected = state.net.load_state_dict(read_tensors(plan.restore_file), strict=False)
         if state.ema:
             state.ema.module.load_state_dict(state.net.state_dict())
         plan.remarks.append(
             f"weights from {plan.restore_file}: {len(missing)} missing, {len(unexpected)} unexpected names"
         )
-    elif plan.verb == "continue":
-        saved, remark = Checkpoints(plan.folder.path).restore()
-        state.load_state_dict(saved)
-        plan.remarks += [remark] if remark else []
 
 
 def plan_steps(plan: Plan, params: Params, state: State, steps_per_epoch: int) -> tuple[int, int]:
@@ -79,7 +86,7 @@ class Session:
         write_json(self.folder.path / RESOLVED, resolved)
         write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir.resolve()), data=pinned["data"],
                    seed=self.params.seed, device=pinned["machine"], restore_file=plan.restore_name,
-                   minimize=sorted(name for name, metric in self.run.metrics.items() if metric.minimize),
+                   minimize=self.run.minimized,
                    from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
         self.folder.write_augmentation(loader.augmentation)
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
@@ -178,11 +185,8 @@ class Session:
                 self._export(which, saved["ema"] or saved["net"])
 
     def _finish(self) -> None:
-        """The run is done: slim checkpoints, the final figure, and what to type next."""
+        """The run is done: slim checkpoints, and what to type next."""
         self.checkpoints.finish()
-        figure = self.folder.path / TRAIN_HISTORY_PNG
-        best = self._best_row()
-        save_history_figure(figure, self.state.history, self.run.best_metric, best["epoch"] if best else None)
         stopped = self.state.step < self.run.total_steps
         reason = f"stopped early: {self.params.early_stopping.monitor_metric} no longer improved" if stopped else ""
         self._stop("done", reason)
@@ -190,12 +194,15 @@ class Session:
         log.info("%s", closing_block(self.folder, self.plan.data_dir, self.plan.has_test))
 
     def _stop(self, status: str, message: str, code: int = 0) -> None:
-        """Close the observers and say in status.json how it ended."""
+        """Close the observers, say in status.json how it ended, and draw the last figure."""
         self.bar.close()
         for observer in self.observers:
             observer.close()
         update_meta(self.folder, end=now())
         self.folder.write_status(status, message, code, epoch=self.state.epoch, step=self.state.step)
+        if best := self._best_row():
+            figure = self.folder.path / TRAIN_HISTORY_PNG
+            save_history_figure(figure, self.state.history, self.run.best_metric, best["epoch"])
 
 
 def describe(event: Epoch, num_epochs: float) -> str:

@@ -7,6 +7,7 @@ one function and one line in PRESETS.
 
 import contextlib
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,9 @@ class Augment:
 
     def image(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """uint8 (S, S, 3) -> uint8 (im_sz, im_sz, 3), by albumentations."""
-        self._pipeline.set_random_seed(key64(self.seed, "augment", epoch, index) & 0x7FFFFFFF)
+        key = key64(self.seed, "augment", epoch, index)
+        # One stream for all transforms. A seed would give each the same draws: crops and flips would go together.
+        self._pipeline.set_random_state(np.random.default_rng(key), random.Random(key))
         image = self._pipeline(image=image)["image"]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"augment: the transforms give {image.dtype} {image.shape}; uint8 (H, W, 3) is wanted")
@@ -137,10 +140,6 @@ def make_augment(params: Params, im_sz: int, base_size: int, per_image: bool = F
         transforms = PRESETS[params.augment](im_sz, base_size)
     else:
         transforms = [{"name": item} if isinstance(item, str) else dict(item) for item in params.augment]
-    for transform in transforms:
-        if not isinstance(transform.get("name"), str):
-            form = '{"name": "HorizontalFlip", "p": 0.5}'
-            raise UserError(f"augment: {transform} names no transform; {form} is wanted")
     augment = Augment(transforms, im_sz, params.seed, per_image)
     blank = np.zeros((base_size, base_size, 3), np.uint8)
     try:

@@ -88,6 +88,21 @@ class Images(Dataset):
         return images
 
 
+class Normalise:
+    """uint8 (B, S, S, 3) base or augmented images -> float32 (B, 3, im_sz, im_sz), channels last in memory."""
+
+    def __init__(self, pinned: dict[str, Any], device: str):
+        self.im_sz = pinned["im_sz"]
+        # One row of pixels at a time, (im_sz * 3): many times faster than three numbers broadcast.
+        self.mean = torch.tensor(pinned["mean"], device=device).mul(255).repeat(self.im_sz)
+        self.scale = torch.tensor(pinned["std"], device=device).mul(255).reciprocal().repeat(self.im_sz)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows = fit_batch(images, self.im_sz).reshape(len(images), self.im_sz, -1).float()  # (B, H, W * 3)
+        rows = rows.sub_(self.mean).mul_(self.scale)
+        return rows.view(len(images), self.im_sz, self.im_sz, 3).permute(0, 3, 1, 2)
+
+
 def _start_worker(number: int) -> None:
     """Signals are the parent's business, and threads too: a worker has one."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -129,9 +144,7 @@ class Loader:
         self.resident = self._to_device(source) if self._may_reside(source) else None
         self.num_workers = self._choose_workers(source)
         self._labels = torch.tensor(index.labels)
-        # One row of pixels at a time, (im_sz * 3): many times faster than three numbers broadcast.
-        self._mean = torch.tensor(pinned["mean"], device=device).mul(255).repeat(self.im_sz)
-        self._scale = torch.tensor(pinned["std"], device=device).mul(255).reciprocal().repeat(self.im_sz)
+        self._normalise = Normalise(pinned, device)
         self.description = self._describe(source)
 
     def _may_reside(self, source: Source) -> bool:
@@ -252,7 +265,7 @@ class Loader:
             for images, part in zip(raw, planned, strict=True):
                 yield self._ready(images, epoch, *part)
         except ImageError as error:  # a worker's comes wrapped in its traceback
-            raise ImageError(str(error).rpartition("ImageError: ")[2]) from None
+            raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from None
 
     def _fetch(self, epoch: int, positions: np.ndarray) -> Tensor:
         if self.resident is not None:
@@ -264,9 +277,7 @@ class Loader:
         images = images.to(self.device, non_blocking=True)
         if self.augment and self.augment.batched:
             images = self.augment.batch(images, epoch, positions)
-        rows = fit_batch(images, self.im_sz).reshape(len(positions), self.im_sz, -1).float()  # (B, H, W * 3)
-        rows = rows.sub_(self._mean).mul_(self._scale)
-        images = rows.view(len(positions), self.im_sz, self.im_sz, 3).permute(0, 3, 1, 2)
+        images = self._normalise(images)
         indices = torch.from_numpy(positions)
         labels = self._labels[indices].to(self.device, non_blocking=True)
         params = self.params

@@ -79,11 +79,20 @@ def flip_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
 
 
 def resized_crop_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
-    """A random part of the area and of a random proportion, resized bilinearly (arXiv:1409.4842)."""
+    """A random part of the area and of a random proportion, resized bilinearly (arXiv:1409.4842).
+
+    Of ten drawn windows the first that fits the image is cut, and its whole middle when none does.
+    """
     num, height, width, _ = images.shape
-    area = height * width * (t["scale"][0] + draw("area") * (t["scale"][1] - t["scale"][0]))
-    ratio = np.exp(np.log(t["ratio"][0]) + draw("ratio") * (np.log(t["ratio"][1]) - np.log(t["ratio"][0])))
-    w, h = np.minimum(np.sqrt(area * ratio), width), np.minimum(np.sqrt(area / ratio), height)
+    (low, high), (thin, wide) = t["scale"], np.log(t["ratio"])
+    area = height * width * (low + np.stack([draw(f"area{k}") for k in range(10)]) * (high - low))  # (10, B)
+    ratio = np.exp(thin + np.stack([draw(f"ratio{k}") for k in range(10)]) * (wide - thin))
+    w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    fits = (w <= width) & (h <= height)
+    first = fits.argmax(axis=0), np.arange(num)
+    shape = np.clip(width / height, *t["ratio"])
+    middle = min(width, height * shape)
+    w, h = (np.where(fits.any(axis=0), s[first], m) for s, m in ((w, middle), (h, middle / shape)))
     left, top = draw("left") * (width - w), draw("top") * (height - h)
     out_h, out_w = t["size"]
     x = (left[:, None] + (np.arange(out_w) + 0.5) / out_w * w[:, None]) / width * 2 - 1  # (B, w) in [-1, 1]

@@ -195,7 +195,7 @@ def test_check_names_what_is_odd(tmp_path):
     some[2].write_bytes(some[2].read_bytes()[:50])
     Image.open(some[3]).save(data / "train/class_0/odd.gif")
     Image.fromarray(np.zeros((4, 100, 3), np.uint8)).save(data / "train/class_0/long.png")
-    shutil.copy(data / "train/class_0/odd.gif", data / "train/class_2/wrong.jpg")
+    Image.open(some[4]).save(data / "train/class_2/wrong.jpg", format="PNG")
     code, printed = call("build_dataset", "--data_dir", data, "--check")
     assert code == 0
     for words in (

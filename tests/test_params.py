@@ -160,7 +160,7 @@ def test_sections_are_objects(tmp_path: Path) -> None:
                                    "search": {"sampler": "tpe", "num_trials": 30, "seeds": [0, 3]}}))  # fmt: skip
     assert params.freeze and params.freeze.groups == 2 and params.freeze.epochs == 1.0
     stop = params.early_stopping
-    assert stop and (stop.patience, stop.monitor_metric, stop.min_delta, stop.minimize) == (3, "loss", 0.0, 1)
+    assert stop and (stop.patience, stop.monitor_metric, stop.min_delta, stop.minimize) == (3, "loss", 0.0, None)
     assert (params.search.sampler, params.search.num_trials, params.search.seeds) == ("tpe", 30, [0, 3])
 
 

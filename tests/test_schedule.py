@@ -105,6 +105,13 @@ def test_early_stopping_counts_epochs_without_improvement():
     assert not should_stop([{"val_accuracy": 0.5}, {"val_accuracy": 0.6}], higher)
 
 
+def test_early_stopping_knows_the_direction_of_a_metric():
+    worse = [{"val_loss": 0.5, "val_accuracy": 0.6}, {"val_loss": 0.6, "val_accuracy": 0.5}]
+    for metric in ("loss", "val_loss", "accuracy", "val_accuracy"):
+        rule = SimpleNamespace(patience=1, monitor_metric=metric, min_delta=0.0, minimize=None)
+        assert should_stop(worse, rule, ["loss"]) and not should_stop(worse[::-1], rule, ["loss"])
+
+
 def test_ties_keep_the_earlier_epoch_and_undefined_values_never_win():
     rows = [{"epoch": e, "val_accuracy": v} for e, v in ((1, None), (2, 0.5), (3, 0.7), (4, 0.7))]
     assert best_row(rows, "accuracy", minimize=False)["epoch"] == 3

@@ -1,0 +1,252 @@
+"""What happens to the pixels: both roads do the same, and draws depend on their counters alone."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import make_params, noise
+from kit import ROOT
+
+from model.augment import PRESETS, make_augment, mix
+from model.twins import cutout_batch, fit_batch, gather_windows, pad_batch, resized_crop_batch, uniform
+from utils import UserError
+
+NUM = 1500
+
+
+def augment(what="flip_crop", im_sz=32, base=32, per_image=False, **values):
+    return make_augment(make_params(augment=what, **values), im_sz, base, per_image)
+
+
+def coordinates(side: int) -> np.ndarray:
+    """(S, S, 3) uint8 whose pixels say where they come from: (row, column, 0)."""
+    rows, columns = np.indices((side, side))
+    return np.stack([rows, columns, np.zeros_like(rows)], -1).astype(np.uint8)
+
+
+def run(pipeline, image: np.ndarray, num: int, epoch: int = 0) -> np.ndarray:
+    """(num, h, w, 3): the image as positions 0 .. num - 1 of a dataset, by the pipeline's own road."""
+    if pipeline.batched:
+        return pipeline.batch(
+            torch.from_numpy(image).expand(num, *image.shape), epoch, np.arange(num)
+        ).numpy()
+    return np.stack([pipeline.image(image, epoch, position) for position in range(num)])
+
+
+def test_draws_are_uniform_and_depend_on_their_counters_alone():
+    indices = np.arange(20_000)
+    draws = uniform(0, 0, indices, "top")
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.histogram(draws, 20, (0, 1))[0]
+    assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom, p = 0.0007
+    shuffled = np.random.default_rng(0).permutation(indices)
+    assert (uniform(0, 0, shuffled, "top") == draws[shuffled]).all()
+    for other in (
+        uniform(1, 0, indices, "top"),
+        uniform(0, 1, indices, "top"),
+        uniform(0, 0, indices, "left"),
+    ):
+        assert abs(np.corrcoef(draws, other)[0, 1]) < 0.03
+    assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_both_roads_of_flip_crop_draw_alike(per_image):
+    """The offset and the flip of each image, read off its pixels: uniform over 81 offsets, half flipped."""
+    out = run(augment(per_image=per_image), coordinates(32), NUM)
+    middle = out[:, 12:20, 12:20].astype(int)  # whatever the offset, no border gets here
+    is_flipped = middle[:, 0, 1, 1] < middle[:, 0, 0, 1]
+    top = middle[:, 0, 0, 0] - 12 + 4
+    left = np.where(is_flipped, middle[:, 0, -1, 1], middle[:, 0, 0, 1]) - 12 + 4
+    assert abs(is_flipped.mean() - 0.5) < 0.06
+    for offset in (top, left):
+        counts = np.bincount(offset, minlength=9)
+        assert len(counts) == 9 and ((counts - NUM / 9) ** 2 / (NUM / 9)).sum() < 30  # 8 degrees, p = 0.0002
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.1 and abs(np.corrcoef(top, is_flipped)[0, 1]) < 0.1
+
+
+def test_both_roads_give_identical_pixels_for_the_same_offsets_and_flips():
+    import albumentations
+
+    image = noise(32, 32)
+    padded = pad_batch(torch.from_numpy(image)[None], {"min_height": 41, "min_width": 40}, None)
+    pad = albumentations.PadIfNeeded(41, 40, border_mode=4, p=1)
+    assert np.array_equal(padded[0].numpy(), pad(image=image)["image"])
+    top, left = np.array([0, 3, 9]), np.array([8, 5, 0])
+    windows = gather_windows(padded.expand(3, -1, -1, -1), top, left, 32, 32)
+    for window, y, x in zip(windows.numpy(), top, left, strict=True):
+        crop = albumentations.Crop(x, y, x + 32, y + 32)
+        assert np.array_equal(window, crop(image=padded[0].numpy())["image"])
+    flip = [{"name": "HorizontalFlip", "p": 1.0}]
+    assert np.array_equal(run(augment(flip), image, 2), run(augment(flip, per_image=True), image, 2))
+    for preset, base in (("none", 36), ("none", 32)):
+        assert np.array_equal(
+            run(augment(preset, 32, base), noise(base, base), 1)[0], fit(noise(base, base), 32)
+        )
+
+
+def fit(image: np.ndarray, side: int) -> np.ndarray:
+    return fit_batch(torch.from_numpy(image)[None], side)[0].numpy()
+
+
+def test_random_resized_crop():
+    image = torch.from_numpy(noise(256, 256))[None]
+    whole = {"size": [224, 224], "scale": [1.0, 1.0], "ratio": [1.0, 1.0]}
+    out = resized_crop_batch(image, whole, lambda stream: np.array([0.3]))
+    expected = torch.nn.functional.interpolate(image.permute(0, 3, 1, 2).float(), (224, 224), mode="bilinear")
+    assert (out.permute(0, 3, 1, 2).float() - expected).abs().max() <= 0.51
+    # Where the corners of the crop come from, by both roads: the same distribution of its area.
+    ramp = np.indices((256, 256)).transpose(1, 2, 0)
+    ramp = np.concatenate([ramp, np.zeros((256, 256, 1), int)], -1).astype(np.uint8)
+    areas = {}
+    for per_image in (False, True):
+        out = run(augment("crop", 224, 256, per_image), ramp, 300).astype(float)
+        areas[per_image] = (
+            (out[:, -1, 0, 0] - out[:, 0, 0, 0]) * (out[:, 0, -1, 1] - out[:, 0, 0, 1]) / 256**2
+        )
+        assert out.shape[1:] == (224, 224, 3)
+    assert areas[False].mean() == pytest.approx(areas[True].mean(), abs=0.05)
+    assert 0.3 < areas[False].min() and areas[False].std() == pytest.approx(areas[True].std(), abs=0.04)
+
+
+def test_cutout_makes_one_hole_of_its_size():
+    hole = {"num_holes_range": [1, 1], "hole_height_range": [6, 6], "hole_width_range": [4, 4], "fill": 7}
+    for per_image in (False, True):
+        pipeline = augment([{"name": "CoarseDropout", **hole, "p": 0.5}], per_image=per_image)
+        assert pipeline.batched is not per_image
+        filled = (run(pipeline, np.full((32, 32, 3), 200, np.uint8), 400) == 7).all(-1)
+        sizes = filled.sum((1, 2))
+        assert set(sizes) == {0, 24} and abs((sizes > 0).mean() - 0.5) < 0.1
+        tops = filled.any(2).argmax(1)[sizes > 0]
+        assert tops.min() == 0 and tops.max() == 26
+    unbatched = cutout_batch(
+        torch.full((1, 8, 8, 3), 9, dtype=torch.uint8), {**hole, "p": 1.0}, lambda s: np.zeros(1)
+    )
+    assert (unbatched[0, :6, :4] == 7).all() and (unbatched[0, 6:] == 9).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("im_sz", "base"), [(8, 8), (32, 32), (64, 64), (224, 256)])
+def test_presets(preset, im_sz, base):
+    pipeline = augment(preset, im_sz, base)
+    image = noise(base, base)
+    out = run(pipeline, image, 3)
+    assert out.shape == (3, im_sz, im_sz, 3) and out.dtype == np.uint8
+    assert np.array_equal(run(pipeline, image, 3), out) and pipeline.batched is (preset != "strong")
+    if preset != "none":
+        assert not np.array_equal(run(pipeline, image, 3, epoch=1), out)
+    json.dumps(pipeline.record())
+
+
+def test_an_image_does_not_depend_on_those_before_it():
+    pipeline = augment("strong")
+    image = noise(32, 32)
+    out = run(pipeline, image, 5)
+    assert np.array_equal(augment("strong").image(image, 0, 3), out[3]) and not np.array_equal(out[2], out[3])
+
+
+def test_a_list_of_ones_own():
+    jitter = {"name": "ColorJitter", "brightness": 0.2, "p": 0.5}
+    pipeline = augment(["HorizontalFlip", jitter, {"name": "Rotate", "limit": [-10, 10]}])
+    assert not pipeline.batched and run(pipeline, noise(32, 32), 2).shape == (2, 32, 32, 3)
+    names = [t["__class_fullname__"] for t in pipeline.record()["transform"]["transforms"]]
+    assert names == ["HorizontalFlip", "ColorJitter", "Rotate"]
+    larger = augment([{"name": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4}])
+    assert np.array_equal(run(larger, noise(32, 32), 1)[0], noise(32, 32))  # and the centre of what is larger
+    assert run(augment([{"name": "RandomCrop", "height": 20, "width": 20}]), noise(32, 32), 1).shape[1:] == (
+        32,
+        32,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("transform", "is_batched"),
+    [
+        ({"name": "PadIfNeeded", "min_height": 40, "min_width": 40}, False),  # albumentations pads with black
+        ({"name": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4}, True),
+        ({"name": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4, "p": 0.5}, False),
+        (
+            {"name": "CoarseDropout", "hole_height_range": [8, 8], "hole_width_range": [8, 8]},
+            False,
+        ),  # 1 or 2 holes
+        ({"name": "CoarseDropout"}, False),
+        ({"name": "RandomResizedCrop", "size": [32, 32]}, True),
+        ({"name": "RandomResizedCrop", "size": [32, 32], "interpolation": 2}, False),
+        ({"name": "HorizontalFlip", "p": 0}, True),
+    ],
+)
+def test_a_twin_takes_only_what_it_does_alike(transform, is_batched):
+    assert augment([transform]).batched is is_batched
+
+
+WRONG = [
+    ("flip_corp", "unknown preset 'flip_corp'; did you mean 'flip_crop'?"),
+    (["HorizontalFlop"], "albumentations has no 'HorizontalFlop'; did you mean 'HorizontalFlip'?"),
+    (
+        [{"name": "ColorJitter", "brigthness": 0.2}],
+        "ColorJitter takes no 'brigthness'; did you mean 'brightness'?",
+    ),
+    ([{"name": "HorizontalFlip", "q": 0.2}], "HorizontalFlip takes no 'q'; possible: p"),
+    ([{"name": "HorizontalFlip", "p": 2}], "HorizontalFlip refuses its arguments: p"),
+    ([{"name": "HorizontalFlip", "p": "often"}], "HorizontalFlip refuses its arguments"),
+    ([{"p": 2}], 'a transform needs its "name"'),
+    (["Normalize"], "leave Normalize out; the kit normalises"),
+    (["ToTensorV2"], "leave ToTensorV2 out"),
+    ([{"name": "RandomCrop", "height": 64, "width": 64}], "RandomCrop of 64 x 64 pixels out of 32 x 32"),
+    (
+        [{"name": "RandomCrop", "height": 64, "width": 64}, "RandomBrightnessContrast"],
+        "on images of 32 x 32 pixels",
+    ),
+    ([{"name": "RandomCrop", "height": -3, "width": 8}], "RandomCrop refuses its arguments"),
+    ([{"name": "RandomCrop"}], "RandomCrop refuses its arguments"),
+    (["Compose"], "albumentations has no 'Compose'"),
+]
+
+
+@pytest.mark.parametrize(("what", "message"), WRONG, ids=[str(what)[:40] for what, _ in WRONG])
+def test_what_is_wrong_with_an_augmentation_is_said_in_one_line(what, message):
+    with pytest.raises(UserError) as caught:
+        augment(what)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 2
+
+
+def test_batched_augmentation_needs_no_albumentations():
+    code = (
+        "import sys; sys.path[:0] = ['tests', '.']; import test_augment as t\n"
+        "record = t.augment('flip_crop').record(); assert record['transform']['__class_fullname__'] == 'Compose'\n"
+        "names = [step['__class_fullname__'] for step in record['transform']['transforms']]\n"
+        "assert names == ['PadIfNeeded', 'RandomCrop', 'HorizontalFlip'], names\n"
+        "assert not {'albumentations', 'cv2', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_albumentationsx_is_refused(monkeypatch):
+    from importlib import metadata
+
+    monkeypatch.setattr(metadata, "version", lambda name: "2.1.0")
+    with pytest.raises(UserError, match="AlbumentationsX .AGPL. is installed"):
+        augment("strong")
+
+
+def test_mixup_and_cutmix():
+    images = (
+        torch.arange(6.0)[:, None, None, None]
+        .expand(6, 3, 8, 8)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    labels = torch.arange(6)
+    for key in range(20):
+        mixed, soft = mix(images.clone(), labels, 6, 0.5, 0, key)  # image i is all i, and its label is i
+        assert torch.allclose(mixed[:, 0, 0, 0], soft @ torch.arange(6.0), atol=1e-5)
+        assert torch.equal(mixed, mix(images.clone(), labels, 6, 0.5, 0, key)[0])
+        mixed, soft = mix(images.clone(), labels, 6, 0, 1.0, key)
+        for image, share, own in zip(mixed, soft, labels, strict=True):
+            assert (image == own).float().mean() == pytest.approx(float(share[own]), abs=1e-5)
+            assert image.unique().numel() <= 2
+    cuts = [mix(images.clone(), labels, 6, 1.0, 1.0, key)[0].frac().any().item() for key in range(100)]
+    assert 25 < sum(cuts) < 75  # one of the two per batch

@@ -1,0 +1,591 @@
+"""Dataset folders, image files, caches and loaders, with what people's disks really hold."""
+
+import errno
+import os
+import shutil
+import struct
+import sys
+import unicodedata
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import are_equal, batches, loader, loaders, make_params, noise
+from kit import make_dataset, make_images
+from PIL import Image
+
+from model import cache, source
+from model.images import ImageError, base_image, image_size, jpeg_orientation, read_image
+from model.index import describe_ignored, find_splits, index_split
+from utils import UserError
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """train, valid and test; 3 classes of 12 images of 16 px in each."""
+    return make_dataset(tmp_path / "data")
+
+
+# --- the folder -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "Valid"])
+def test_names_of_the_valid_split(tmp_path, name):
+    data = make_dataset(tmp_path / "data", ("train", name))
+    assert find_splits(data) == {"train": data / "train", "valid": data / name}
+    assert loader(data, "valid").split == "valid"
+
+
+def test_class_folders_at_the_root_are_train(tmp_path):
+    make_images(tmp_path / "data")
+    both = loaders(tmp_path / "data", "train", "valid", valid_fraction=0.25)
+    assert (both["train"].num_images, both["valid"].num_images) == (27, 9)
+    assert both["valid"].class_counts == [3, 3, 3] and both["valid"].split == "valid"
+
+
+def test_what_is_no_image_is_ignored_and_counted(data):
+    folder = data / "train" / "class_0"
+    for name in (".DS_Store", "Thumbs.db", "._000.png", "a.heic", "b.HEIC", "notes.txt", "README"):
+        (folder / name).write_bytes(b"x")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    shutil.copy(folder / "000.png", folder / "UPPER.PNG")
+    index = index_split(data / "train", "train", data)
+    assert len(index) == 37 and index.paths[-1] == "train/class_2/011.png"
+    assert index.ignored["hidden files"] == 3 and index.ignored["pipes, sockets and devices"] == 1
+    text = describe_ignored(index.ignored)
+    assert (
+        "2 .heic files ignored: convert them, or install pillow-heif" in text
+        and "1 .txt files ignored" in text
+    )
+    assert "2 .heic files" in loader(data).description
+
+
+def test_a_dangling_link_is_a_broken_image(data):
+    (data / "train" / "class_0" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 37 train images cannot be used: .*gone.png: No such file"):
+        loader(data)
+    train = loader(data, on_bad_image="skip")
+    assert train.skipped == ["train/class_0/gone.png"] and train.num_images == 36
+    shutil.copy(data / "train/class_0/000.png", data / "train/class_0/nowhere.png")
+    assert loader(data).num_images == 38
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    for split, form in (("train", "NFC"), ("valid", "NFD")):
+        make_images(tmp_path / "data" / split)
+        for old, new in (("class_0", "caf\u00e9"), ("class_1", "cafz")):  # NFD sorts before z, NFC after
+            (tmp_path / "data" / split / old).rename(
+                tmp_path / "data" / split / unicodedata.normalize(form, new)
+            )
+    both = loaders(tmp_path / "data", "train", "valid")
+    assert both["train"].classes == both["valid"].classes
+    colour = {
+        split: [part.labels[part.paths.index(path)] for path in part.paths] for split, part in both.items()
+    }
+    assert colour["train"] == colour["valid"]
+
+
+def remove(data: Path, name: str) -> None:
+    shutil.rmtree(data / name)
+
+
+def flatten(data: Path) -> None:
+    for number, path in enumerate(sorted((data / "train").rglob("*.png"))):
+        path.rename(data / "train" / f"{number}.png")
+    for folder in (data / "train").iterdir():
+        if folder.is_dir():
+            folder.rmdir()
+
+
+def empty(data: Path) -> None:
+    remove(data, "train/class_1")
+    (data / "train" / "class_1").mkdir()
+    (data / "train" / "class_1" / "a.heic").touch()
+
+
+def only_test(data: Path) -> None:
+    remove(data, "train"), remove(data, "valid")
+
+
+WRONG = [
+    (lambda d: shutil.rmtree(d), {}, "no such dataset folder; make one: python build_dataset.py"),
+    (lambda d: (shutil.rmtree(d), d.write_text("")), {}, "is a file; a dataset is a folder"),
+    (flatten, {}, "36 images lie beside each other, in no class folders"),
+    (empty, {}, r"class_1: no images in this class folder \(1 .heic files ignored: convert them"),
+    (only_test, {}, "no train folder and no class folders"),
+    (lambda d: (remove(d, "train/class_1"), remove(d, "train/class_2")), {}, r"1 class folders \(class_0\)"),
+    (
+        lambda d: remove(d, "valid/class_1"),
+        {},
+        r"valid: its classes are not those of .*train \(missing: class_1\)",
+    ),
+    (lambda d: make_images(d / "valid", 4), {}, r"\(extra: class_3\); the list numbers the classes"),
+    (lambda d: (d / "val").mkdir(), {}, "val and valid are the same split"),
+    (lambda d: None, {"n_clas": 5}, "n_clas: 5 given, but .* has 3 classes: class_0, class_1, class_2"),
+    (lambda d: None, {"limit_train": 2}, "limit_train: 2 images for 3 classes"),
+    (lambda d: None, {"accumulate": 9}, "accumulate: 9 given; at most batch_size, 8"),
+    (lambda d: None, {"dataset": "image_foldr"}, "did you mean 'image_folder'?"),
+    (
+        lambda d: None,
+        {"pinned": {"classes": ["class_0", "dog"]}},
+        r"the run \(missing: dog; extra: class_1, class_2\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "values", "message"), WRONG, ids=[message[:30] for *_, message in WRONG])
+def test_what_is_wrong_with_the_data_is_said_in_one_line(data, damage, values, message):
+    damage(data)
+    with pytest.raises(UserError, match=message) as caught:
+        loaders(data, "train", "valid", **values)
+    assert "\n" not in str(caught.value) and caught.value.code == 2
+
+
+def test_no_test_split(tmp_path):
+    make_images(tmp_path / "data")
+    with pytest.raises(UserError, match="has no test split; possible: train, valid"):
+        loader(tmp_path / "data", "test")
+
+
+def test_training_never_touches_the_test_split(data, tmp_path):
+    """Nothing below test/ is opened or listed, and what is wrong with it is not noticed."""
+    seen, is_on = [], [True]
+
+    def hook(event: str, arguments: tuple) -> None:
+        if is_on[0] and event in ("open", "os.scandir", "os.listdir"):
+            seen.append(str(arguments[0]))
+
+    shutil.rmtree(data / "test" / "class_0")
+    sys.addaudithook(hook)
+    both = loaders(data, "train", "valid", cache="off", num_workers=0)
+    batches(both["train"]), batches(both["valid"])
+    is_on[0] = False
+    assert any("/valid/" in path for path in seen) and not any(
+        "/test" in path[len(str(tmp_path)) :] for path in seen
+    )
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, name: str, pixels, **kwargs) -> Path:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(folder / name, **kwargs)
+    return folder / name
+
+
+def pillow(path: Path) -> np.ndarray:
+    from PIL import ImageOps
+
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_is_what_pillow_reads(tmp_path, mode):
+    path = save(tmp_path, "a.jpg", Image.fromarray(noise(41, 67)).convert(mode), quality=75)
+    assert np.array_equal(read_image(path), pillow(path)) and image_size(path) == (67, 41)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, name, orientation):
+    image = Image.fromarray(noise())
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = save(tmp_path, name, image, exif=exif.tobytes())
+    assert np.array_equal(read_image(path), pillow(path))
+    assert read_image(path).shape == ((30, 20, 3) if orientation > 4 else (20, 30, 3))
+
+
+def test_orientation_in_either_byte_order_and_never_a_crash():
+    for order in "<>":
+        entry = struct.pack(order + "HHIHH", ORIENTATION, 3, 1, 6, 0)
+        tiff = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 1) + entry
+        segment = b"Exif\0\0" + tiff
+        data = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+        assert jpeg_orientation(data) == 6
+        assert all(jpeg_orientation(data[:end]) in (1, 6) for end in range(len(data)))
+
+
+def test_conversions(tmp_path):
+    grey = np.array([[0, 257, 65535, 256]], np.uint16)
+    assert read_image(save(tmp_path, "grey16.png", grey))[0, :, 0].tolist() == [0, 1, 255, 0]
+    alpha = np.zeros((1, 2, 4), np.uint8)
+    alpha[0, 1] = (10, 20, 30, 255)
+    expected = [[[255, 255, 255], [10, 20, 30]]]
+    assert read_image(save(tmp_path, "alpha.png", alpha)).tolist() == expected
+    palette = Image.fromarray(alpha[:, :, :3]).quantize(4)
+    transparent = palette.getpixel((0, 0))
+    path = save(tmp_path, "palette.png", palette, transparency=transparent)
+    assert read_image(path).tolist() == expected
+    frames = [Image.fromarray(np.full((4, 4, 3), v, np.uint8)) for v in (0, 255)]
+    path = save(tmp_path, "animated.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert read_image(path).max() == 0
+    assert read_image(save(tmp_path, "one.bmp", Image.new("1", (3, 2), 1))).tolist() == [[[255] * 3] * 3] * 2
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"\0" * 100)
+    chunks = (chunk, pixels, b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+
+
+def test_what_cannot_be_used_names_the_file_and_the_reason(tmp_path):
+    jpeg = save(tmp_path, "a.jpg", noise(64, 64)).read_bytes()
+    png = save(tmp_path, "a.png", noise(64, 64)).read_bytes()
+    bad = {
+        "cut.jpg": (jpeg[:-40], "truncated"),
+        "half.jpg": (jpeg[: len(jpeg) // 2], "Truncated"),
+        "cut.png": (png[:-100], "truncated"),
+        "empty.jpg": (b"", "empty file"),
+        "page.jpg": (b"<html>not found</html>", "not a JPEG, PNG"),
+        "bomb.png": (png_header(60_000, 60_000), "bomb"),
+        "large.png": (png_header(10_000, 6_000), "10000 x 6000 pixels; more than 50 million"),
+    }
+    for name, (content, reason) in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=reason) as caught:
+            read_image(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    save(tmp_path, "float.tiff", np.zeros((4, 4), np.float32))
+    with pytest.raises(ImageError, match="float pixels have no defined range"):
+        read_image(tmp_path / "float.tiff")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (
+        ("pipe.jpg", "no regular file"),
+        ("none.jpg", "No such file"),
+        (".", "no regular file"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / name)
+
+
+def test_base_image():
+    image = noise(40, 80)
+    assert base_image(noise(32, 32), 32, "crop") is not None and np.array_equal(
+        base_image(noise(32, 32), 32, "crop"), noise(32, 32)
+    )
+    assert {base_image(image, 20, mode).shape for mode in ("crop", "squash", "letterbox")} == {(20, 20, 3)}
+    whole = np.array(Image.fromarray(image).resize((40, 20), Image.Resampling.BILINEAR))
+    assert np.array_equal(base_image(image, 20, "crop"), whole[:, 10:30])
+    boxed = base_image(image, 20, "letterbox")
+    assert (boxed[:5] == 128).all() and (boxed[15:] == 128).all() and boxed[5:15].std() > 5
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
+    assert abs(base_image(checks, 16, "squash")[2:-2, 2:-2].astype(int) - 127.5).max() < 20  # antialiased
+
+
+# --- the cache --------------------------------------------------------------------------------------------
+
+
+def test_a_cache_is_used_again_and_never_stale(data, monkeypatch):
+    first = batches(loader(data))
+    decode = cache.decode
+    monkeypatch.setattr(cache, "decode", lambda *_: pytest.fail("decoded again"))
+    assert are_equal(batches(loader(data)), first)
+    monkeypatch.setattr(cache, "decode", decode)
+    path = data / "train" / "class_0" / "000.png"
+    status = path.stat()
+    image = Image.open(path).convert("RGB")
+    save(path.parent, path.name, 255 - np.array(image))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the least there is to see
+    assert not are_equal(batches(loader(data)), first)
+    assert len(list((data.parent / "cache").glob("*train*.npy"))) == 1  # the old one went
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda p: p.write_bytes(p.read_bytes()[:-1000]), lambda p: p.unlink(), lambda p: p.write_text("{")],
+)
+@pytest.mark.parametrize("kind", ["npy", "json"])
+def test_a_damaged_cache_is_built_again(data, damage, kind):
+    first = batches(loader(data))
+    (path,) = (data.parent / "cache").glob(f"*train*.{kind}")
+    damage(path)
+    assert are_equal(batches(loader(data)), first)
+
+
+def test_every_form_of_cache_gives_the_same_batches(data, tmp_path):
+    def run(form: str) -> list:
+        return batches(loader(data, cache=form, cache_dir=tmp_path / form), epoch=1)
+
+    first = run("off")
+    assert all(are_equal(run(form), first) for form in ("auto", "disk", "ram", "device"))
+    assert not list((tmp_path / "off").glob("*.npy"))
+
+
+def test_a_full_disk(data, monkeypatch, tmp_path):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = batches(loader(data, cache="off"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    train = loader(data, cache_dir=tmp_path / "other", num_workers=0)
+    assert "No space left on device" in train.description and are_equal(batches(train), expected)
+    assert not list((tmp_path / "other").glob("*.npy")) and not list((tmp_path / "other").glob(".tmp*"))
+    with pytest.raises(UserError, match="No space left on device; give another --cache_dir") as caught:
+        loader(data, cache="disk", cache_dir=tmp_path / "third")
+    assert caught.value.code == 5
+
+
+def test_a_file_that_was_repaired_unseen_is_read_again(data, monkeypatch):
+    decode = cache.decode
+
+    def fail(content: bytes, path: str) -> np.ndarray:
+        if str(path).endswith("train/class_1/003.png"):
+            raise ImageError(f"{path}: Permission denied")
+        return decode(content, path)
+
+    monkeypatch.setattr(cache, "decode", fail)
+    assert loader(data, on_bad_image="skip").num_images == 35
+    monkeypatch.setattr(cache, "decode", decode)
+    assert loader(data).num_images == 36
+
+
+def test_bad_images_are_listed_or_skipped(data):
+    for number in range(7):
+        (data / "train" / "class_1" / f"00{number}.png").write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match=r"7 of 36 train images cannot be used: .*000.png.*004.png[^;]*; \.\.\."
+    ) as caught:
+        loader(data)
+    assert "005.png" not in str(caught.value)
+    for form in ("disk", "off"):
+        train = loader(data, on_bad_image="skip", cache=form, num_workers=0)
+        assert (
+            train.num_images == 29
+            and len(train.skipped) == 7
+            and "7 unreadable images skipped" in train.description
+        )
+        assert sum(len(batch[0]) for batch in batches(train)) == 29
+
+
+# --- splits, subsets, statistics ------------------------------------------------------------------------------
+
+
+def members(part) -> set[bytes]:
+    return {(part.images.source.index.root / path).read_bytes() for path in part.paths}
+
+
+def test_the_valid_split_is_by_content(tmp_path):
+    make_images(tmp_path / "a", per_class=40)
+    first = loaders(tmp_path / "a", "train", "valid", seed=0)
+    assert not members(first["train"]) & members(first["valid"])
+    assert first["valid"].class_counts == [4, 4, 4]
+    for number, path in enumerate(
+        sorted((tmp_path / "a").rglob("*.png"), reverse=True)
+    ):  # the same files, renamed
+        target = tmp_path / "b" / path.parent.name / f"x{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    second = loaders(tmp_path / "b", "train", "valid", seed=9)
+    assert members(second["valid"]) == members(first["valid"])
+    for part in ("train", "valid"):  # copies go where their original is
+        for path in first[part].paths[::3]:
+            shutil.copy(tmp_path / "a" / path, (tmp_path / "a" / path).with_name(f"copy_{Path(path).name}"))
+    third = loaders(tmp_path / "a", "train", "valid")
+    assert not members(third["train"]) & members(third["valid"])
+
+
+def test_the_smallest_valid_splits(tmp_path):
+    make_images(tmp_path / "data", per_class=2)
+    both = loaders(tmp_path / "data", "train", "valid", valid_fraction=0.9)
+    assert both["train"].class_counts == both["valid"].class_counts == [1, 1, 1]
+    shutil.copy(tmp_path / "data/class_0/000.png", tmp_path / "data/class_0/001.png")  # nothing but copies
+    assert loader(tmp_path / "data").class_counts == [1, 1, 1]
+    (tmp_path / "data/class_0/001.png").unlink()
+    with pytest.raises(UserError, match="class 'class_0' has one image; two are needed"):
+        loader(tmp_path / "data")
+
+
+def test_a_plain_copy_is_the_same_dataset(data, tmp_path):
+    first = loaders(data, "train", "test")
+    shutil.copytree(data, tmp_path / "copy" / "data", copy_function=shutil.copyfile)
+    copy = loaders(tmp_path / "copy" / "data", "train", "test")
+    assert all(copy[split].fingerprint == first[split].fingerprint for split in copy)
+    assert (
+        loader(data, limit_train=9).fingerprint == first["train"].fingerprint
+    )  # a parameter, not other data
+    assert first["train"].fingerprint != first["test"].fingerprint
+    os.replace(data / "train/class_0/000.png", data / "train/class_0/zzz.png")
+    assert loader(data).fingerprint != first["train"].fingerprint
+
+
+def test_limit_train(tmp_path):
+    for name, per_class in (("a", 40), ("b", 20), ("c", 3)):
+        make_images(tmp_path / "data" / "train", 1, per_class)
+        (tmp_path / "data/train/class_0").rename(tmp_path / "data/train" / name)
+    make_images(tmp_path / "data" / "valid", 3, 2)
+    for old, new in (("class_0", "a"), ("class_1", "b"), ("class_2", "c")):
+        (tmp_path / "data/valid" / old).rename(tmp_path / "data/valid" / new)
+    assert loader(tmp_path / "data", limit_train=0.5).class_counts in ([20, 10, 2], [20, 10, 1], [19, 10, 2])
+    few = loader(tmp_path / "data", limit_train=6)
+    more = loader(tmp_path / "data", limit_train=12)
+    assert few.num_images == 6 and min(few.class_counts) >= 1 and set(few.paths) <= set(more.paths)
+    assert set(loader(tmp_path / "data", limit_train=6, seed=4).paths) != set(few.paths)
+    assert loader(tmp_path / "data", limit_train=1.0).num_images == 63
+
+
+def test_normalisation(data):
+    both = loaders(data, "train", "valid", normalize="dataset")
+    pixels = np.stack([read_image(data / path) for path in both["train"].paths]) / 255
+    assert both["train"].pinned["mean"] == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-6)
+    assert both["valid"].pinned["std"] == pytest.approx(pixels.std((0, 1, 2)), abs=1e-6)
+    assert (
+        loader(data, "valid").pinned == both["train"].pinned
+    )  # train's numbers, though train is not asked for
+    images = torch.cat([batch[0] for batch in batches(loader(data, augment="none"))])
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert loader(data, normalize="imagenet").pinned["mean"] == [0.485, 0.456, 0.406]
+    assert loader(data, pretrain=1).pinned["std"] == [0.229, 0.224, 0.225]
+    stated = loader(data, normalize=[[0.1, 0.2, 0.3], [1, 1, 1]])
+    assert stated.pinned["mean"] == [0.1, 0.2, 0.3]
+    pinned = stated.pinned | {"mean": [0.5, 0.5, 0.5], "im_sz": 12}
+    again = loader(data, pinned=pinned)
+    assert again.pinned == pinned and next(again.batches(0))[0].shape[2:] == (12, 12)
+
+
+def test_statistics_do_not_depend_on_how_they_are_summed(data):
+    part = loader(data).images.source
+    assert source.statistics(part) == source.statistics(part, chunk=5)
+
+
+def test_image_size_is_derived_from_the_training_images(tmp_path, data):
+    assert loader(data).im_sz == 16 and loader(data, im_sz=24).im_sz == 24
+    make_images(tmp_path / "large", 2, 3, side=80)
+    large = loader(tmp_path / "large", batch_size=2)
+    assert large.im_sz == 224 and large.images.source.size == 256
+    images = next(large.batches(0))[0]
+    assert images.shape == (2, 3, 224, 224) and images.is_contiguous(memory_format=torch.channels_last)
+    assert next(loader(tmp_path / "large", "valid").batches(0))[0].shape[2:] == (224, 224)
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"augment": "strong", "mixup": 0.4}, {"cache": "off"}], ids=["batched", "per image", "off"]
+)
+def test_0_1_and_2_workers_give_identical_batches(data, values):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    runs = [batches(loader(data, num_workers=workers, **values), epoch=2) for workers in (0, 1, 2)]
+    assert are_equal(runs[0], runs[1]) and are_equal(runs[0], runs[2])
+    assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "values", [{}, {"accumulate": 3, "cutmix": 1.0, "mixup": 0.2}], ids=["plain", "accumulate"]
+)
+def test_starting_in_the_middle(data, workers, values):
+    part = loader(data, num_workers=workers, **values)
+    whole = batches(part, 1)
+    assert len(whole) == part.num_batches * part.accumulate
+    for step in range(part.num_batches + 1):
+        assert are_equal(batches(part, 1, step), whole[step * part.accumulate :])
+
+
+def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
+    one, other = loader(data), loader(data, seed=4)
+    assert are_equal(batches(one, 0), batches(loader(data), 0))
+    orders = [
+        torch.cat([batch[2] for batch in batches(part, epoch)]) for part in (one, other) for epoch in (0, 1)
+    ]
+    assert all(sorted(order.tolist()) == list(range(36)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    # An image looks the same in whatever batch it is.
+    small = {
+        int(i): image
+        for images, _, indices, _ in batches(loader(data, batch_size=5))
+        for i, image in zip(indices, images, strict=True)
+    }
+    for images, labels, indices, weights in batches(one):
+        assert all(torch.equal(image, small[int(i)]) for i, image in zip(indices, images, strict=True))
+        assert labels.tolist() == [one.labels[i] for i in indices] and weights.tolist() == [1.0] * len(images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("limit", [36, 33, 35, 12])
+def test_ranks_and_micro_batches_share_a_step(data, world, accumulate, limit):
+    values = {"batch_size": 8, "accumulate": accumulate, "limit_train": limit}
+    ranks = [loader(data, rank=rank, world=world, **values) for rank in range(world)]
+    order, taken = ranks[0].order(0), 0
+    parts = [batches(part) for part in ranks]
+    assert len({len(part) for part in parts}) == 1
+    for step in range(ranks[0].num_batches):
+        rows = [batch for part in parts for batch in part[step * accumulate : (step + 1) * accumulate]]
+        assert len({len(batch[0]) for batch in rows}) == 1 and len(rows[0][0]) > 0
+        real = sorted(int(i) for batch in rows for i in batch[2][batch[3] > 0])
+        size = ranks[0].step_size(step)
+        assert real == sorted(order[taken : taken + size].tolist())
+        taken += size
+    assert taken == limit
+    if world == accumulate == 1:
+        assert [len(batch[0]) for batch in parts[0]][-1] == {36: 4, 33: 9, 35: 3, 12: 4}[
+            limit
+        ]  # 33: 1 joined 8
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_counts_every_image_once_and_in_order(data, world):
+    ranks = [batches(loader(data, "valid", rank=rank, world=world, bs_test=7)) for rank in range(world)]
+    assert len({len(part) for part in ranks}) == 1
+    seen = [int(i) for step in zip(*ranks, strict=True) for batch in step for i in batch[2][batch[3] > 0]]
+    assert seen == list(range(36))
+
+
+def test_balanced_sampling(tmp_path):
+    make_dataset(tmp_path / "data", per_class=4)
+    make_images(tmp_path / "data" / "train", 1, 100)
+    part = loader(tmp_path / "data", sampler="balanced", augment="none")
+    counts = np.bincount(np.concatenate([np.array(part.labels)[part.order(epoch)] for epoch in range(40)]))
+    assert part.class_counts == [100, 4, 4] and (abs(counts / counts.sum() - 1 / 3) < 0.03).all()
+    assert (part.order(0) == loader(tmp_path / "data", sampler="balanced").order(0)).all()
+
+
+def test_soft_labels(data):
+    for values in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}):
+        for images, labels, indices, _ in batches(loader(data, **values)):
+            assert labels.shape == (len(images), 3) and torch.allclose(labels.sum(1), torch.ones(len(images)))
+            assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
+            assert indices.dtype == torch.int64
+    assert next(loader(data, "valid", mixup=0.4).batches(0))[1].ndim == 1
+
+
+def test_an_image_that_vanishes_is_one_line_from_a_worker_too(data):
+    for workers in (0, 1):
+        part = loader(data, cache="off", num_workers=workers)
+        victim = data / part.paths[5]
+        content = victim.read_bytes()
+        victim.unlink()
+        with pytest.raises(ImageError) as caught:
+            batches(part)
+        assert str(caught.value) == f"{victim}: No such file or directory"
+        victim.write_bytes(content)
+        os.utime(victim)
+
+
+def test_descriptions_and_what_a_loader_says(data):
+    both = loaders(data, "train", "valid")
+    text = both["train"].description
+    assert (
+        text
+        == "train: 36 images of 3 classes at 16 px, augmented in batches, decoded images on disk, 0 workers"
+    )
+    assert both["train"].pinned["classes"] == ["class_0", "class_1", "class_2"]
+    assert (
+        both["train"].augmentation["mixup"] == 0
+        and both["train"].num_batches == 5
+        and both["train"].accumulate == 1
+    )
+    assert make_params().batch_size == both["train"].batch_size
