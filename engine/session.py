@@ -190,7 +190,8 @@ class Session:
         stopped = self.state.step < self.run.total_steps
         reason = f"stopped early: {self.params.early_stopping.monitor_metric} no longer improved" if stopped else ""
         self._stop("done", reason)
-        log.info("%s\n", reason)
+        if reason:
+            log.info("%s", reason)
         log.info("%s", closing_block(self.folder, self.plan.data_dir, self.plan.has_test))
 
     def _stop(self, status: str, message: str, code: int = 0) -> None:
