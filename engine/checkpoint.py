@@ -11,6 +11,8 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,38 @@ from torch import Tensor
 from engine.folder import FORMAT, MANIFEST, read_manifest
 from include import CHECKPOINTS, EXIT_DAMAGED
 from utils import UserError, to_json, write_atomic
+
+
+class Writer:
+    """Does one job at a time in a thread of its own, so that training goes on. What fails in it surfaces here."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1, "writer")
+        self.job: Future[None] | None = None
+
+    def submit(self, job: Callable[..., None], *args: Any) -> None:
+        """Start `job`, after the one before it has ended. Raises what that one raised."""
+        self.wait()
+        self.job = self.pool.submit(job, *args)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what the job raised."""
+        job, self.job = self.job, None
+        if job:
+            job.result()
+
+    @property
+    def failed(self) -> bool:
+        return self.job is not None and self.job.done() and self.job.exception() is not None
+
+
+def copy_of(state: Any) -> Any:
+    """A snapshot on the CPU: tensors are copied with their strides, containers too."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_of(value) for key, value in state.items()}
+    return [copy_of(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 class Checkpoints:
@@ -139,7 +173,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 def write_weights(path: Path, tensors: dict[str, Tensor], kit: dict[str, Any]) -> str:
     """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict. Returns the digest."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     kit = kit | {"format": FORMAT, "digest": digest_tensors(tensors)}
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, save(tensors, {"kit": json.dumps(kit, sort_keys=True)}))

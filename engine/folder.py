@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import params as params_module
 from include import (
@@ -46,9 +46,6 @@ from include import (
 )
 from params import Params
 from utils import UserError, read_json, to_json, write_atomic, write_json
-
-if TYPE_CHECKING:
-    from engine.loop import State
 
 log = logging.getLogger("train")
 
@@ -239,9 +236,8 @@ class Folder:
 
     # --- what is derived from a commit ---
 
-    def derive(self, state: "State", best: dict[str, Any] | None) -> None:
+    def derive(self, history: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
         """History and metrics, as files, from the state that has just been committed."""
-        history = state.history
         write_json(self.path / HISTORY_JSON, history)
         write_atomic(self.path / HISTORY_CSV, history_csv(history))
         for name, row in ((METRICS_BEST, best), (METRICS_LAST, history[-1] if history else None)):

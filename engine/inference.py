@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import params as params_module
 from engine.checkpoint import read_weights
 from engine.folder import Folder
-from engine.precision import pick_device
+from engine.precision import keep_freed_memory, pick_device
 from engine.provenance import references
 from engine.resume import find_weights
 from include import CODE, METRICS_BEST, METRICS_LAST
@@ -74,6 +74,7 @@ def load_trained(
     values |= {key: overrides[key] for key in ("device", "cuda") if key in overrides}
     params = params_module.from_resolved(values, code_folder(folder.path, values))
     place = pick_device(params)
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     net = make_net(params, len(kit["classes"]), weights=tensors)
     try:

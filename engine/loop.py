@@ -159,12 +159,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A finished epoch: its row of the history, and whether it is the best so far."""
+    """A finished epoch: its row of the history, and the best row so far, None when no value was ever finite."""
 
     epoch: int
     step: int
     row: dict[str, Any]
-    is_best: bool
+    best: dict[str, Any] | None
+
+    @property
+    def is_best(self) -> bool:
+        return self.best is self.row
 
 
 @dataclass(frozen=True)
@@ -326,7 +330,7 @@ def close_epoch(run: Run, state: State) -> Epoch:
     state.phase, state.seconds, state.sums, state.train_row = "train", 0.0, {}, {}
     state.logits, state.labels = [], []
     best = best_row(state.history, run.best_metric, run.minimize)
-    return Epoch(state.epoch, state.step, row, is_best=best is row)
+    return Epoch(state.epoch, state.step, row, best)
 
 
 # --- sums per example ---------------------------------------------------------------------------------

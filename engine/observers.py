@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.figures import save_history_figure
-from include import METRICS_BEST, TENSORBOARD, TRAIN_HISTORY_PNG
-from utils import UserError, lookup, read_json
+from include import TENSORBOARD, TRAIN_HISTORY_PNG
+from utils import UserError, lookup
 
 if TYPE_CHECKING:
     from engine.loop import Epoch, Step
@@ -94,16 +94,17 @@ class LivePlot(Observer):
         begun = time.monotonic()
         if self.cost > self.SHARE * (begun - self.since):
             return
-        path = self.folder / METRICS_BEST
-        best_epoch = read_json(path).get("epoch") if path.exists() else None
-        save_history_figure(
-            self.folder / TRAIN_HISTORY_PNG, history, self.params.best_metric.rpartition(":")[2], best_epoch
-        )
+        best_epoch = epoch.best["epoch"] if epoch.best else None
+        metric = self.params.best_metric.rpartition(":")[2]
+        save_history_figure(self.folder / TRAIN_HISTORY_PNG, history, metric, best_epoch)
         self.since = time.monotonic()
         self.cost = self.since - begun
 
 
-OBSERVERS: dict[str, type[Observer]] = {"tensorboard": TensorBoard, "live_plot": LivePlot}
+OBSERVERS: dict[str, type[Observer]] = {
+    "tensorboard": TensorBoard,
+    "live_plot": LivePlot,
+}
 
 
 def make_observers(names: list[str], folder: Path, params: Params, start_step: int = 0) -> list[Observer]:

