@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,23 @@ class Writer:
         return self.job is not None and self.job.done() and self.job.exception() is not None
 
 
-def copy_of(state: Any) -> Any:
-    """A snapshot on the CPU: tensors are copied with their strides, containers too."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: copy_of(value) for key, value in state.items()}
-    return [copy_of(value) for value in state] if isinstance(state, list | tuple) else state
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as bytes. Made by the thread that trains: on a CPU, Python at work in a second one would slow it more."""
+
+    data: bytes
+    name: str
+    epoch: int
+    step: int
+    num_epochs: float
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Snapshot":
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        is_closed = state["phase"] == "train" and state["step"] == state["epoch_step"]  # right after an evaluation
+        name = f"epoch_{state['epoch']:04d}" if is_closed else f"step_{state['step']:08d}_{state['phase']}"
+        return cls(buffer.getvalue(), name, state["epoch"], state["step"], state["num_epochs"])
 
 
 class Checkpoints:
@@ -68,12 +79,11 @@ class Checkpoints:
         """The last commit, or {} when there is none. UserError (exit 3) when it is there and unreadable."""
         return read_manifest(self.path)
 
-    def commit(self, state: dict[str, Any], *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
+    def commit(self, state: Snapshot, *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
         """Make `state` the state to resume from. `epoch_done`: it stands right after an evaluation."""
         self.path.mkdir(parents=True, exist_ok=True)
         old = self.manifest()
-        kind = f"epoch_{state['epoch']:04d}" if epoch_done else f"step_{state['step']:08d}_{state['phase']}"
-        entry = self._write(f"{kind}.pt", state)
+        entry = self._write(state, "")
         epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
         epochs = [e for i, e in enumerate(epochs) if e not in epochs[i + 1 :]][-keep_last or len(epochs) :]
         manifest = {
@@ -82,7 +92,7 @@ class Checkpoints:
             "previous": old.get("last"),
             "best": entry if is_best else old.get("best"),
             "epochs": epochs if keep_last else [],
-            "num_epochs": state["num_epochs"],
+            "num_epochs": state.num_epochs,
             "done": False,
         }
         self._publish(manifest)
@@ -94,8 +104,8 @@ class Checkpoints:
         slim: dict[str, Any] = {}
         for entry in [manifest["best"], *manifest["epochs"]]:
             if entry and entry["file"] != last["file"] and not entry.get("slim") and entry["file"] not in slim:
-                state = self.read(entry) | {"optimizer": None}
-                slim[entry["file"]] = self._write(entry["file"].replace(".pt", "_weights.pt"), state) | {"slim": True}
+                state = Snapshot.of(self.read(entry) | {"optimizer": None})
+                slim[entry["file"]] = self._write(state, "_weights") | {"slim": True}
         manifest["best"] = slim.get((manifest["best"] or last)["file"], manifest["best"])
         manifest["epochs"] = [slim.get(entry["file"], entry) for entry in manifest["epochs"]]
         self._publish(manifest | {"previous": None, "done": True})
@@ -122,16 +132,14 @@ class Checkpoints:
             state = self.read(manifest["previous"])
             return state, f"{damaged}; going on from the state before it (step {state['step']})"
 
-    def _write(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
-        stem, number = name.removesuffix(".pt"), 2
+    def _write(self, state: Snapshot, suffix: str) -> dict[str, Any]:
+        stem = state.name + suffix
+        name, number = f"{stem}.pt", 2
         while (self.path / name).exists():  # a committed file is never overwritten
             name, number = f"{stem}_{number}.pt", number + 1
-        write_atomic(self.path / name, data)
-        digest = hashlib.sha256(data).hexdigest()
-        return {"file": name, "sha256": digest, "bytes": len(data), "epoch": state["epoch"], "step": state["step"]}
+        write_atomic(self.path / name, state.data)
+        digest = hashlib.sha256(state.data).hexdigest()
+        return {"file": name, "sha256": digest, "bytes": len(state.data), "epoch": state.epoch, "step": state.step}
 
     def _publish(self, manifest: dict[str, Any]) -> None:
         write_atomic(self.path / MANIFEST, to_json(manifest))
@@ -171,13 +179,11 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_weights(path: Path, tensors: dict[str, Tensor], kit: dict[str, Any]) -> str:
-    """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict. Returns the digest."""
+def weights_file(tensors: dict[str, Tensor], kit: dict[str, Any]) -> bytes:
+    """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     kit = kit | {"format": FORMAT, "digest": digest_tensors(tensors)}
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, save(tensors, {"kit": json.dumps(kit, sort_keys=True)}))
-    return kit["digest"]
+    return save(tensors, {"kit": json.dumps(kit, sort_keys=True)})
 
 
 def weights_kit(path: Path) -> dict[str, Any]:

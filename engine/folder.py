@@ -102,6 +102,12 @@ class Folder:
     def weights(self, which: str = "best") -> Path:
         return self.path / WEIGHTS / f"{which}.safetensors"
 
+    def write_weights(self, which: str, data: bytes) -> None:
+        """Replace weights/best or weights/last."""
+        path = self.weights(which)
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, data)
+
     # --- the lock ---
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import Checkpoints, Writer, copy_of, write_weights
+from engine.checkpoint import Checkpoints, Snapshot, Writer, weights_file
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
@@ -169,26 +169,31 @@ class Session:
 
     def _commit(self, epoch: Epoch | None = None) -> None:
         """Have the state of this instant written. `epoch`: it stands right after an evaluation."""
-        self.writer.submit(self._save, copy_of(self.state.state_dict()), self._best_row(), epoch)
+        weights = weights_file(self.state.eval_net.state_dict(), self.kit) if epoch else None
+        is_best = epoch is not None and epoch.is_best
+        state = Snapshot.of(self.state.state_dict())
+        self.writer.submit(self._save, state, weights, self.state.history, self._best_row(), is_best)
         self.control.saved_now()
 
-    def _save(self, saved: dict[str, Any], best: dict[str, Any] | None, epoch: Epoch | None) -> None:
+    def _save(
+        self,
+        state: Snapshot,
+        weights: bytes | None,
+        history: list[dict[str, Any]],
+        best: dict[str, Any] | None,
+        is_best: bool,
+    ) -> None:
         """In the writer's thread: first the commit, then what is derived from it."""
-        is_best = epoch is not None and epoch.is_best
-        self.checkpoints.commit(
-            saved, epoch_done=epoch is not None, is_best=is_best, keep_last=self.params.keep_last
-        )
-        self.folder.derive(saved["history"], best)
-        if epoch:
-            self._export("last", saved["ema"] or saved["net"])
-        if is_best:
-            self._export("best", saved["ema"] or saved["net"])
+        keep_last = self.params.keep_last
+        self.checkpoints.commit(state, epoch_done=weights is not None, is_best=is_best, keep_last=keep_last)
+        self.folder.derive(history, best)
+        if weights:
+            self.folder.write_weights("last", weights)
+        if weights and is_best:
+            self.folder.write_weights("best", weights)
 
     def _best_row(self) -> dict[str, Any] | None:
         return best_row(self.state.history, self.run.best_metric, self.run.minimize)
-
-    def _export(self, which: str, tensors: dict[str, Tensor]) -> None:
-        write_weights(self.folder.weights(which), tensors, self.kit)
 
     def _derive_again(self) -> None:
         """A kill between a commit and what is derived from it leaves old files: write them again."""
@@ -197,7 +202,7 @@ class Session:
         for which, entry in (("best", manifest["best"]), ("last", (manifest["epochs"] or [None])[-1])):
             if entry:
                 saved = self.checkpoints.read(entry)
-                self._export(which, saved["ema"] or saved["net"])
+                self.folder.write_weights(which, weights_file(saved["ema"] or saved["net"], self.kit))
 
     def _finish(self) -> None:
         """The run is done: slim checkpoints, and what to type next."""

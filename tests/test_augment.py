@@ -30,9 +30,7 @@ def coordinates(side: int) -> np.ndarray:
 def run(pipeline, image: np.ndarray, num: int, epoch: int = 0) -> np.ndarray:
     """(num, h, w, 3): the image as positions 0 .. num - 1 of a dataset, by the pipeline's own road."""
     if pipeline.batched:
-        return pipeline.batch(
-            torch.from_numpy(image).expand(num, *image.shape), epoch, np.arange(num)
-        ).numpy()
+        return pipeline.batch(torch.from_numpy(image).expand(num, *image.shape), epoch, np.arange(num)).numpy()
     return np.stack([pipeline.image(image, epoch, position) for position in range(num)])
 
 
@@ -83,9 +81,7 @@ def test_both_roads_give_identical_pixels_for_the_same_offsets_and_flips():
     flip = [{"name": "HorizontalFlip", "p": 1.0}]
     assert np.array_equal(run(augment(flip), image, 2), run(augment(flip, per_image=True), image, 2))
     for preset, base in (("none", 36), ("none", 32)):
-        assert np.array_equal(
-            run(augment(preset, 32, base), noise(base, base), 1)[0], fit(noise(base, base), 32)
-        )
+        assert np.array_equal(run(augment(preset, 32, base), noise(base, base), 1)[0], fit(noise(base, base), 32))
 
 
 def fit(image: np.ndarray, side: int) -> np.ndarray:
@@ -104,9 +100,7 @@ def test_random_resized_crop():
     areas = {}
     for per_image in (False, True):
         out = run(augment("crop", 224, 256, per_image), ramp, 300).astype(float)
-        areas[per_image] = (
-            (out[:, -1, 0, 0] - out[:, 0, 0, 0]) * (out[:, 0, -1, 1] - out[:, 0, 0, 1]) / 256**2
-        )
+        areas[per_image] = (out[:, -1, 0, 0] - out[:, 0, 0, 0]) * (out[:, 0, -1, 1] - out[:, 0, 0, 1]) / 256**2
         assert out.shape[1:] == (224, 224, 3)
     assert areas[False].mean() == pytest.approx(areas[True].mean(), abs=0.05)
     assert 0.3 < areas[False].min() and areas[False].std() == pytest.approx(areas[True].std(), abs=0.04)
@@ -122,9 +116,7 @@ def test_cutout_makes_one_hole_of_its_size():
         assert set(sizes) == {0, 24} and abs((sizes > 0).mean() - 0.5) < 0.1
         tops = filled.any(2).argmax(1)[sizes > 0]
         assert tops.min() == 0 and tops.max() == 26
-    unbatched = cutout_batch(
-        torch.full((1, 8, 8, 3), 9, dtype=torch.uint8), {**hole, "p": 1.0}, lambda s: np.zeros(1)
-    )
+    unbatched = cutout_batch(torch.full((1, 8, 8, 3), 9, dtype=torch.uint8), {**hole, "p": 1.0}, lambda s: np.zeros(1))
     assert (unbatched[0, :6, :4] == 7).all() and (unbatched[0, 6:] == 9).all()
 
 
@@ -234,11 +226,7 @@ def test_albumentationsx_is_refused(monkeypatch):
 
 
 def test_mixup_and_cutmix():
-    images = (
-        torch.arange(6.0)[:, None, None, None]
-        .expand(6, 3, 8, 8)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(6)
     for key in range(20):
         mixed, soft = mix(images.clone(), labels, 6, 0.5, 0, key)  # image i is all i, and its label is i

@@ -59,10 +59,7 @@ def test_what_is_no_image_is_ignored_and_counted(data):
     assert len(index) == 37 and index.paths[-1] == "train/class_2/011.png"
     assert index.ignored["hidden files"] == 3 and index.ignored["pipes, sockets and devices"] == 1
     text = describe_ignored(index.ignored)
-    assert (
-        "2 .heic files ignored: convert them, or install pillow-heif" in text
-        and "1 .txt files ignored" in text
-    )
+    assert "2 .heic files ignored: convert them, or install pillow-heif" in text and "1 .txt files ignored" in text
     assert "2 .heic files" in loader(data).description
 
 
@@ -80,14 +77,10 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
     for split, form in (("train", "NFC"), ("valid", "NFD")):
         make_images(tmp_path / "data" / split)
         for old, new in (("class_0", "caf\u00e9"), ("class_1", "cafz")):  # NFD sorts before z, NFC after
-            (tmp_path / "data" / split / old).rename(
-                tmp_path / "data" / split / unicodedata.normalize(form, new)
-            )
+            (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / unicodedata.normalize(form, new))
     both = loaders(tmp_path / "data", "train", "valid")
     assert both["train"].classes == both["valid"].classes
-    colour = {
-        split: [part.labels[part.paths.index(path)] for path in part.paths] for split, part in both.items()
-    }
+    colour = {split: [part.labels[part.paths.index(path)] for path in part.paths] for split, part in both.items()}
     assert colour["train"] == colour["valid"]
 
 
@@ -166,9 +159,7 @@ def test_training_never_touches_the_test_split(data, tmp_path):
     both = loaders(data, "train", "valid", cache="off", num_workers=0)
     batches(both["train"]), batches(both["valid"])
     is_on[0] = False
-    assert any("/valid/" in path for path in seen) and not any(
-        "/test" in path[len(str(tmp_path)) :] for path in seen
-    )
+    assert any("/valid/" in path for path in seen) and not any("/test" in path[len(str(tmp_path)) :] for path in seen)
 
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -361,11 +352,7 @@ def test_bad_images_are_listed_or_skipped(data):
     assert "005.png" not in str(caught.value)
     for form in ("disk", "off"):
         train = loader(data, on_bad_image="skip", cache=form, num_workers=0)
-        assert (
-            train.num_images == 29
-            and len(train.skipped) == 7
-            and "7 unreadable images skipped" in train.description
-        )
+        assert train.num_images == 29 and len(train.skipped) == 7 and "7 unreadable images skipped" in train.description
         assert sum(len(batch[0]) for batch in batches(train)) == 29
 
 
@@ -381,9 +368,7 @@ def test_the_valid_split_is_by_content(tmp_path):
     first = loaders(tmp_path / "a", "train", "valid", seed=0)
     assert not members(first["train"]) & members(first["valid"])
     assert first["valid"].class_counts == [4, 4, 4]
-    for number, path in enumerate(
-        sorted((tmp_path / "a").rglob("*.png"), reverse=True)
-    ):  # the same files, renamed
+    for number, path in enumerate(sorted((tmp_path / "a").rglob("*.png"), reverse=True)):  # the same files, renamed
         target = tmp_path / "b" / path.parent.name / f"x{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -412,9 +397,7 @@ def test_a_plain_copy_is_the_same_dataset(data, tmp_path):
     shutil.copytree(data, tmp_path / "copy" / "data", copy_function=shutil.copyfile)
     copy = loaders(tmp_path / "copy" / "data", "train", "test")
     assert all(copy[split].fingerprint == first[split].fingerprint for split in copy)
-    assert (
-        loader(data, limit_train=9).fingerprint == first["train"].fingerprint
-    )  # a parameter, not other data
+    assert loader(data, limit_train=9).fingerprint == first["train"].fingerprint  # a parameter, not other data
     assert first["train"].fingerprint != first["test"].fingerprint
     os.replace(data / "train/class_0/000.png", data / "train/class_0/zzz.png")
     assert loader(data).fingerprint != first["train"].fingerprint
@@ -440,9 +423,7 @@ def test_normalisation(data):
     pixels = np.stack([read_image(data / path) for path in both["train"].paths]) / 255
     assert both["train"].pinned["mean"] == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-6)
     assert both["valid"].pinned["std"] == pytest.approx(pixels.std((0, 1, 2)), abs=1e-6)
-    assert (
-        loader(data, "valid").pinned == both["train"].pinned
-    )  # train's numbers, though train is not asked for
+    assert loader(data, "valid").pinned == both["train"].pinned  # train's numbers, though train is not asked for
     images = torch.cat([batch[0] for batch in batches(loader(data, augment="none"))])
     assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
     assert loader(data, normalize="imagenet").pinned["mean"] == [0.485, 0.456, 0.406]
@@ -483,9 +464,7 @@ def test_0_1_and_2_workers_give_identical_batches(data, values):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(
-    "values", [{}, {"accumulate": 3, "cutmix": 1.0, "mixup": 0.2}], ids=["plain", "accumulate"]
-)
+@pytest.mark.parametrize("values", [{}, {"accumulate": 3, "cutmix": 1.0, "mixup": 0.2}], ids=["plain", "accumulate"])
 def test_starting_in_the_middle(data, workers, values):
     part = loader(data, num_workers=workers, **values)
     whole = batches(part, 1)
@@ -497,9 +476,7 @@ def test_starting_in_the_middle(data, workers, values):
 def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
     one, other = loader(data), loader(data, seed=4)
     assert are_equal(batches(one, 0), batches(loader(data), 0))
-    orders = [
-        torch.cat([batch[2] for batch in batches(part, epoch)]) for part in (one, other) for epoch in (0, 1)
-    ]
+    orders = [torch.cat([batch[2] for batch in batches(part, epoch)]) for part in (one, other) for epoch in (0, 1)]
     assert all(sorted(order.tolist()) == list(range(36)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 4
     # An image looks the same in whatever batch it is.
@@ -531,9 +508,7 @@ def test_ranks_and_micro_batches_share_a_step(data, world, accumulate, limit):
         taken += size
     assert taken == limit
     if world == accumulate == 1:
-        assert [len(batch[0]) for batch in parts[0]][-1] == {36: 4, 33: 9, 35: 3, 12: 4}[
-            limit
-        ]  # 33: 1 joined 8
+        assert [len(batch[0]) for batch in parts[0]][-1] == {36: 4, 33: 9, 35: 3, 12: 4}[limit]  # 33: 1 joined 8
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -578,14 +553,7 @@ def test_an_image_that_vanishes_is_one_line_from_a_worker_too(data):
 def test_descriptions_and_what_a_loader_says(data):
     both = loaders(data, "train", "valid")
     text = both["train"].description
-    assert (
-        text
-        == "train: 36 images of 3 classes at 16 px, augmented in batches, decoded images on disk, 0 workers"
-    )
+    assert text == "train: 36 images of 3 classes at 16 px, augmented in batches, decoded images on disk, 0 workers"
     assert both["train"].pinned["classes"] == ["class_0", "class_1", "class_2"]
-    assert (
-        both["train"].augmentation["mixup"] == 0
-        and both["train"].num_batches == 5
-        and both["train"].accumulate == 1
-    )
+    assert both["train"].augmentation["mixup"] == 0 and both["train"].num_batches == 5 and both["train"].accumulate == 1
     assert make_params().batch_size == both["train"].batch_size
