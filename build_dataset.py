@@ -2,7 +2,7 @@
 
     python build_dataset.py --source digits --data_dir data/digits
     python build_dataset.py --source archive.tar.gz --data_dir data/cifar10
-    python build_dataset.py --source photos/ --labels labels.csv --image_col file --label_col species --data_dir data/birds
+    python build_dataset.py --source photos/ --labels labels.csv --image_col file --label_col kind --data_dir data/birds
     python build_dataset.py --data_dir data/cifar10 --check
 
 SRC is a folder (with or without splits), an archive (.tar, .tar.gz, .zip), `digits`, or a data set that

@@ -92,7 +92,7 @@ def check_kwargs(function: Callable, kwargs: dict[str, Any], key: str, skip: Ite
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Replace `path` by `data`: a reader, or a crash at any instant, sees the old file or the new, never half of one."""
+    """Replace `path` by `data`: a reader, or a crash at any instant, finds the old file or the new, never half."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name[-60:], dir=path.parent)
     try:

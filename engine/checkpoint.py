@@ -122,7 +122,7 @@ class Checkpoints:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
     def restore(self) -> tuple[dict[str, Any], str]:
-        """The last committed state, and a remark: the previous generation is used, and said, when the last is damaged."""
+        """The last committed state, and a remark: when it is damaged the generation before it is used, and said."""
         manifest = self.manifest()
         try:
             return self.read(manifest["last"]), ""

@@ -112,7 +112,7 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator["Folder"]:
-        """Hold the folder for this process. UserError (exit 4) when another one trains it. The kernel frees the lock."""
+        """Hold the folder for this process. UserError (exit 4) when another trains it. The kernel frees the lock."""
         try:
             if self.path.is_dir():
                 self.acquire()
@@ -163,10 +163,6 @@ class Folder:
 
     def _subfolder(self, name: str, scratch_dir: Path | None) -> None:
         path = self.path / name
-        if path.is_symlink() and not path.exists():
-            raise UserError(
-                f"{path} links to {os.readlink(path)}, which is gone: bring that disk back, or start over with --restart"
-            )
         if path.exists():
             return
         if scratch_dir:
@@ -182,9 +178,8 @@ class Folder:
         for name in (CHECKPOINTS, TENSORBOARD):
             path = self.path / name
             if path.is_symlink() and not path.exists():
-                raise UserError(
-                    f"{path} links to {os.readlink(path)}, which is gone: bring that disk back, or start over with --restart"
-                )
+                gone = f"{path} links to {os.readlink(path)}, which is gone"
+                raise UserError(f"{gone}: bring that disk back, or start over with --restart")
 
     def move_aside(self) -> Path | None:
         """Move an earlier attempt to attempts/N; what the user wrote stays. None when there is nothing to move."""

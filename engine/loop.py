@@ -267,7 +267,8 @@ def make_step(run: Run, state: State, is_due: bool) -> Callable[[float], Step]:
     if not math.isfinite(means["loss"]):
         raise NonFiniteLoss(
             f"the training loss is {means['loss']} in epoch {state.epoch + 1}, by step {state.step}, at learning rate "
-            f"{max(learning_rates(run.optimizer)):g}; the last good state is kept. Try a lower learning_rate, or grad_clip"
+            f"{max(learning_rates(run.optimizer)):g}; the last good state is kept. "
+            "Try a lower learning_rate, or grad_clip"
         )
     if is_due:
         state.recent = {}

@@ -81,7 +81,7 @@ class TensorBoard(Observer):
 
 
 class LivePlot(Observer):
-    """train_history.png after each epoch, while drawing takes under 2 % of the time. The last figure is drawn without it."""
+    """train_history.png after each epoch, while drawing takes under 2 % of the time; the last one comes without it."""
 
     SHARE = 0.02
 

@@ -57,8 +57,8 @@ class Plan:
         data = {split: loader.fingerprint for split, loader in loaders.items()}
         began = self.pinned.get("data", data)
         self.refuse("data", [f"the {split} images or labels" for split in data if began.get(split) != data[split]])
-        old, new = ({**pinned.get("machine", {}), **pinned.get("choice", {})} for pinned in
-                    (self.pinned or {"machine": machine, "choice": choice}, {"machine": machine, "choice": choice}))  # fmt: skip
+        new = machine | choice
+        old = self.pinned.get("machine", {}) | self.pinned.get("choice", {}) if self.pinned else dict(new)
         if "params" in self.accepted:  # a changed precision is a change of the parameters, not of the machine
             old |= {key: new[key] for key in choice}
         changes = [
@@ -152,7 +152,7 @@ def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: d
     plan.pinned = resolved.get("pinned", {})
     if args.restore_file and args.restore_file != meta.get("restore_file"):
         raise UserError(
-            f"--restore_file starts a new run, but {folder.path} already holds one at epoch {manifest['last']['epoch']}: "
+            f"--restore_file starts a new run, but {folder.path} holds one at epoch {manifest['last']['epoch']}: "
             f"leave it out to continue, or add --restart"
         )
     plan.restore_name = meta.get("restore_file")
@@ -166,7 +166,7 @@ def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: d
             raise UserError(f"--extend: {folder.path} is not done yet; finish it first: {command(*plan.command)}")
         if done and plan.num_epochs < reached:
             raise UserError(
-                f"--extend {args.extend:g}: {folder.path} already has {reached:g} epochs ({first:g} + {reached - first:g})"
+                f"--extend {args.extend:g}: {folder.path} has {reached:g} epochs ({first:g} + {reached - first:g})"
             )
     elif not (same(asked, first) or same(asked, reached)):
         if done and asked > reached:
@@ -177,8 +177,9 @@ def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: d
     if done and same(plan.num_epochs, reached):
         if changes:
             raise UserError(
-                f"{folder.path} is done, with other parameters: {'; '.join(changes.values())}. Train the new ones in a new folder: "
-                f"{command('python', 'train.py', '--base', folder.path, '--model_dir', 'NEW_FOLDER')}   or start over here "
+                f"{folder.path} is done, with other parameters: {'; '.join(changes.values())}. Train the new ones in a "
+                f"new folder: {command('python', 'train.py', '--base', folder.path, '--model_dir', 'NEW_FOLDER')}   "
+                "or start over here "
                 f"(the old attempt is kept): {command(*plan.command, '--restart')}"
             )
         plan.verb = "done"
@@ -189,7 +190,8 @@ def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: d
         plan.refuse("code", changed_files(folder, resolved))
     if status.get("code") == EXIT_NONFINITE and not changes:
         raise UserError(
-            f"{folder.path} stopped at a non-finite loss ({status['message']}). The same parameters give the same again: "
+            f"{folder.path} stopped at a non-finite loss ({status['message']}). "
+            "The same parameters give the same again: "
             f"change one and add --accept params, or --restart",
             EXIT_NONFINITE,
         )

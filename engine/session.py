@@ -4,8 +4,6 @@ import contextlib
 import logging
 from typing import Any
 
-from torch import Tensor
-
 from engine.checkpoint import Checkpoints, Snapshot, Writer, weights_file
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
@@ -143,7 +141,7 @@ class Session:
             raise error from None
 
     def record(self, event: Event) -> None:
-        """Commit when an epoch is over, a signal came or a checkpoint is due; then log, plot, show. Raises Interrupted."""
+        """Commit when an epoch is over, a signal came or a checkpoint is due; log, plot, show. Raises Interrupted."""
         signal = self.control.signal  # one that comes later waits for the next event
         if self.run.world.is_main:
             self._write(event, save=bool(signal) or self.control.save_due)

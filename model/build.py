@@ -92,11 +92,11 @@ def already_built(data_dir: Path, request: dict[str, Any]) -> Built | None:
         if record.get("request") == request:
             return Built(data_dir, record["counts"], [*record["remarks"], "was built before, from the same source"])
         raise UserError(
-            f"{data_dir} was built from another request ({record.get('request')}); remove it, or name another --data_dir"
+            f"{data_dir} was built from another request ({record.get('request')}); remove it, or another --data_dir"
         )
     if any(data_dir.iterdir()):
         raise UserError(
-            f"{data_dir} is there already, and was not made by build_dataset.py; remove it, or name another --data_dir"
+            f"{data_dir} is there already, and was not made by build_dataset.py; remove it, or another --data_dir"
         )
     return None
 
@@ -239,7 +239,8 @@ def table(path: Path, options: dict[str, Any], built: Built) -> Iterator[Item]:
     if missing:
         names = ", ".join(repr(row[image_col]) for row, _ in missing[:5])
         raise UserError(
-            f"--labels {file}: {len(missing)} of {len(rows)} images are not below {path}: {names}{', ...' if len(missing) > 5 else ''}"
+            f"--labels {file}: {len(missing)} of {len(rows)} images are not below {path}: "
+            f"{names}{', ...' if len(missing) > 5 else ''}"
         )
     for number, (row, image) in enumerate(found):
         label = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", (row[label_col] or "").strip()).lstrip(".")
@@ -270,7 +271,7 @@ def _side(group: str) -> str:
 
 
 def digits(size: int) -> Iterator[Item]:
-    """The 1,797 handwritten digits of scikit-learn (8 x 8, enlarged): 70 % train, 15 % valid, 15 % test of each class."""
+    """The 1,797 handwritten digits of scikit-learn (8 x 8, enlarged): of each class 70 % train, 15 % valid, 15 % test."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -293,9 +294,11 @@ def torchvision_dataset(name: str, work: Path) -> Iterator[Item]:
     from torchvision import datasets
 
     cls = getattr(datasets, TORCHVISION[name])
-    kwargs = [{"train": True}, {"train": False}] if name in ("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist") else [
-        {"split": "trainval" if name == "oxford_pets" else "train"}, {"split": "test"}]  # fmt: skip
-    kwargs = [{}] if name == "eurosat" else kwargs
+    kwargs: list[dict[str, Any]] = [{"split": "trainval" if name == "oxford_pets" else "train"}, {"split": "test"}]
+    if name in ("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist"):
+        kwargs = [{"train": True}, {"train": False}]
+    elif name == "eurosat":
+        kwargs = [{}]
     for split, arguments in zip(("train", "test"), kwargs, strict=False):
         try:
             data = cls(str(work / "download"), download=True, **arguments)

@@ -148,7 +148,7 @@ def oddities(files: list[dict[str, Any]], report: dict[str, Any]) -> list[str]:
         if max(counts.values()) > 3 * min(counts.values()):
             few, many = min(counts, key=counts.get), max(counts, key=counts.get)
             found.append(
-                f"{split}: classes are unequal: {few} {counts[few]}, {many} {counts[many]}; see sampler and class_weights"
+                f"{split}: unequal classes: {few} {counts[few]}, {many} {counts[many]}; see sampler and class_weights"
             )
     for split in ("valid", "test"):
         if split not in report["splits"]:
@@ -179,7 +179,8 @@ def describe(report: dict[str, Any]) -> list[str]:
     for split, counts in report["splits"].items():
         shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
         lines.append(
-            f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: {shown}{', ...' if len(counts) > 12 else ''}"
+            f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: "
+            f"{shown}{', ...' if len(counts) > 12 else ''}"
         )
     lines.append("formats " + ", ".join(f"{name} {count}" for name, count in report["formats"].items()))
     for key in ("width", "height"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import make_params, noise
-from kit import ROOT
 
+from kit import ROOT
 from model.augment import PRESETS, make_augment, mix
 from model.twins import cutout_batch, fit_batch, gather_windows, pad_batch, resized_crop_batch, uniform
 from utils import UserError

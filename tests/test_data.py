@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import are_equal, batches, loader, loaders, make_params, noise
-from kit import make_dataset, make_images
 from PIL import Image
 
+from kit import make_dataset, make_images
 from model import cache, source
 from model.images import ImageError, base_image, image_size, jpeg_orientation, read_image
 from model.index import describe_ignored, find_splits, index_split

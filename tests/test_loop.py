@@ -157,7 +157,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         run, state = make(accumulate=accumulate, mix=False, ema=0)
         run.net[5].p = 0.0  # dropout draws per micro-batch
         run.net[1] = run.net[1].eval()  # batch norm sees micro-batches
-        run.net.train = lambda mode=True: run.net
+        run.net.train = lambda mode=True, net=run.net: net
         next(fit(run, state))
         weights.append(run.net[0].weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)

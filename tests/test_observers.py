@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from engine.loop import Epoch, Step
 from engine.figures import save_history_figure
+from engine.loop import Epoch, Step
 from engine.observers import OBSERVERS, LivePlot, Observer, make_observers
 from utils import UserError
 
