@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.arguments import train_parser
 from engine.folder import Folder
-from engine.resume import Plan, closing_block, decide, result
+from engine.resume import Plan, closing_block, decide, is_whole, mend, result
+from engine.verify import verify
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and a busy folder answer at once
@@ -172,9 +173,13 @@ def main(argv: list[str]) -> int:
         raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
     folder = Folder(args.model_dir or args.folder)
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
+        if args.verify:
+            print(verify(folder, args.data_dir, args.scratch_dir))
+            return 0
         plan = decide(folder, args, overrides, argv)
         if plan.verb == "done":
-            print(f"{folder.path} is done.\n{closing_block(folder, plan.data_dir, plan.has_test)}")
+            remarks = [] if is_whole(folder) else mend(folder)
+            print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir, plan.has_test), sep="\n")
         else:
             train(plan, args)
         if args.json:

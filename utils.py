@@ -2,12 +2,14 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import importlib.util
 import inspect
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
@@ -55,6 +57,8 @@ def load_reference(reference: str, folder: Path) -> Any:
     """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python."""
     file_name, _, name = reference.rpartition(":")
     path = folder / file_name
+    if not folder.is_dir():  # not made yet: ".." cannot be followed
+        path = Path(os.path.normpath(path))
     if not path.is_file():
         raise UserError(f"{reference!r}: there is no file {path}")
     module_name = f"_experiment_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
@@ -92,21 +96,42 @@ def check_kwargs(function: Callable, kwargs: dict[str, Any], key: str, skip: Ite
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Replace `path` by `data`: a reader, or a crash at any instant, finds the old file or the new, never half."""
+    """Replace `path` by `data`: a reader, or a crash at any instant, finds the old file or the new, never half.
+
+    Raises OSError naming `path`; on a full disk also what was needed and what is free. Leaves nothing behind.
+    """
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name[-60:], dir=path.parent)
+    content = memoryview(data.encode() if isinstance(data, str) else data)
+    temporary = None
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name[-60:], dir=path.parent)
+        try:
+            rest = content
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    sync_folder(path.parent)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with contextlib.suppress(OSError):
+                reason += f" ({len(content):,} bytes needed, {shutil.disk_usage(path.parent).free:,} free)"
+        raise OSError(error.errno, reason, str(path)) from None
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
+    rest = {key: entry for key, entry in value.items() if key != "digest"}
+    return rest | {"digest": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def sync_folder(folder: Path) -> None:
@@ -191,6 +216,7 @@ def command(*parts: object) -> str:
 
 def run_script(main: Callable[[list[str]], int | None]) -> None:
     """Call main(argv) and exit as DESIGN says: UserError -> one line and its code; disk trouble -> 5; a bug -> 70."""
+    _open_streams()
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -202,18 +228,40 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
         code = 0
     except KeyboardInterrupt:
         code = 130
-    except (OSError, MemoryError) as error:
-        print(f"error: {describe_oserror(error)}", file=sys.stderr)
-        code = EXIT_SYSTEM
-    except Exception:
-        traceback.print_exc()
-        code = EXIT_BUG
+    except Exception as error:
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            print(f"error: {describe_oserror(error)}", file=sys.stderr)
+            code = EXIT_SYSTEM
+        else:
+            traceback.print_exc()
+            code = EXIT_BUG
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Where stdin, stdout or stderr is closed, /dev/null takes its place; else the next file opened would."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it lives as long as the process)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, or one of torch's: CUDA's has a type of its own, the CPU's a RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def describe_oserror(error: BaseException) -> str:
     """One line for a full disk, a missing permission or exhausted memory."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out of memory: try a smaller batch_size, or cache: off"
     name = getattr(error, "filename", None)
     return (

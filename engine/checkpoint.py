@@ -24,7 +24,7 @@ from torch import Tensor
 
 from engine.folder import FORMAT, MANIFEST, read_manifest
 from include import CHECKPOINTS, EXIT_DAMAGED
-from utils import UserError, to_json, write_atomic
+from utils import UserError, sealed, to_json, write_atomic
 
 
 class Writer:
@@ -81,7 +81,7 @@ class Checkpoints:
 
     def commit(self, state: Snapshot, *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
         """Make `state` the state to resume from. `epoch_done`: it stands right after an evaluation."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(exist_ok=True)
         old = self.manifest()
         entry = self._write(state, "")
         epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
@@ -104,8 +104,9 @@ class Checkpoints:
         slim: dict[str, Any] = {}
         for entry in [manifest["best"], *manifest["epochs"]]:
             if entry and entry["file"] != last["file"] and not entry.get("slim") and entry["file"] not in slim:
-                state = Snapshot.of(self.read(entry) | {"optimizer": None})
-                slim[entry["file"]] = self._write(state, "_weights") | {"slim": True}
+                with contextlib.suppress(UserError):  # damaged since: it was said at the start, and stays as it is
+                    state = Snapshot.of(self.read(entry) | {"optimizer": None})
+                    slim[entry["file"]] = self._write(state, "_weights") | {"slim": True}
         manifest["best"] = slim.get((manifest["best"] or last)["file"], manifest["best"])
         manifest["epochs"] = [slim.get(entry["file"], entry) for entry in manifest["epochs"]]
         self._publish(manifest | {"previous": None, "done": True})
@@ -119,7 +120,14 @@ class Checkpoints:
             raise UserError(f"{path}: {error.strerror}; not touched", EXIT_DAMAGED) from None
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise UserError(f"{path} is damaged (its SHA-256 is not the committed one); not touched", EXIT_DAMAGED)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a file raises that only looks like ours
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} is no state of this kit ({reason}); not touched", EXIT_DAMAGED) from None
+        if not isinstance(state, dict) or not {"net", "step", "history"} <= state.keys():
+            raise UserError(f"{path} is no state of this kit; not touched", EXIT_DAMAGED)
+        return state
 
     def restore(self) -> tuple[dict[str, Any], str]:
         """The last committed state, and a remark: when it is damaged the generation before it is used, and said."""
@@ -142,7 +150,7 @@ class Checkpoints:
         return {"file": name, "sha256": digest, "bytes": len(state.data), "epoch": state.epoch, "step": state.step}
 
     def _publish(self, manifest: dict[str, Any]) -> None:
-        write_atomic(self.path / MANIFEST, to_json(manifest))
+        write_atomic(self.path / MANIFEST, to_json(sealed(manifest)))
         named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
         keep = {entry["file"] for entry in named if entry}
         for path in self.path.iterdir():
@@ -179,11 +187,16 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def with_digest(kit: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """`kit` with the digest of the tensors and of the rest of `kit`, which says what their numbers mean."""
+    kit = {key: value for key, value in kit.items() if key != "digest"}
+    return kit | {"digest": sealed(kit | {"tensors": digest_tensors(tensors)})["digest"]}
+
+
 def weights_file(tensors: dict[str, Tensor], kit: dict[str, Any]) -> bytes:
     """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    kit = kit | {"format": FORMAT, "digest": digest_tensors(tensors)}
-    return save(tensors, {"kit": json.dumps(kit, sort_keys=True)})
+    return save(tensors, {"kit": json.dumps(with_digest(kit | {"format": FORMAT}, tensors), sort_keys=True)})
 
 
 def weights_kit(path: Path) -> dict[str, Any]:
@@ -204,6 +217,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: not written by train.py (no 'kit' metadata); give it as \"pretrain\" instead")
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    if digest_tensors(tensors) != kit["digest"]:
-        raise UserError(f"{path} is damaged (its tensors do not have the recorded digest)", EXIT_DAMAGED)
+    if with_digest(kit, tensors) != kit:
+        raise UserError(f"{path} is damaged (its content does not have the recorded digest)", EXIT_DAMAGED)
     return tensors, kit

@@ -6,7 +6,6 @@ Writes only inside the folder it was given (and the scratch folder that its link
 import contextlib
 import csv
 import datetime
-import fcntl
 import hashlib
 import io
 import logging
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import params as params_module
+from engine.console import Tee
+from engine.distributed import find_world
+from engine.lock import BusyError, give_back, take
 from include import (
     ATTEMPTS,
     AUGMENTATION,
@@ -27,6 +29,7 @@ from include import (
     EVALUATION,
     EXIT_BUSY,
     EXIT_DAMAGED,
+    EXIT_SYSTEM,
     HISTORY_CSV,
     HISTORY_JSON,
     META,
@@ -45,7 +48,7 @@ from include import (
     WEIGHTS,
 )
 from params import Params
-from utils import UserError, read_json, to_json, write_atomic, write_json
+from utils import UserError, read_json, sealed, to_json, write_atomic, write_json
 
 log = logging.getLogger("train")
 
@@ -56,6 +59,10 @@ OUTPUTS = (
 
 
 MANIFEST, FORMAT = "manifest.json", 1
+
+
+PINNED = {"classes": list, "mean": list, "std": list, "im_sz": int, "data": dict, "machine": dict, "choice": dict,
+          "automatic": dict}  # fmt: skip
 
 
 def now() -> str:
@@ -78,26 +85,57 @@ class Folder:
         path = self.path / name
         return read_json(path) if path.exists() else default
 
+    def record(self, name: str, **kinds: Any) -> dict[str, Any]:
+        """A JSON object of the folder, {} when it is missing. UserError (exit 3) when a value is not of its kind."""
+        if not (self.path / name).exists():
+            return {}
+        value = self.read(name)
+        wrong = [
+            key for key, kind in kinds.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)
+        ]
+        if wrong:
+            what = ", ".join(wrong) if isinstance(value, dict) else "no JSON object"
+            raise UserError(f"{self.path / name} is damaged ({what})", EXIT_DAMAGED)
+        return value
+
     def resolved(self) -> dict[str, Any]:
         """What ran: every parameter, and the choices made for it under "pinned". UserError when nothing ran yet."""
         if not (self.path / RESOLVED).exists():
             raise UserError(
                 f"{self.path} has not been trained yet: python train.py --data_dir DATA --model_dir {self.path}"
             )
-        return read_json(self.path / RESOLVED)
+        resolved = self.record(RESOLVED, pinned=dict, num_epochs=int | float)
+        pinned = resolved.get("pinned", {})
+        wrong = [key for key, kind in PINNED.items() if not isinstance(pinned.get(key), kind)]
+        wrong += sorted({"arch", "arch_args", "im_sz", "n_clas", "best_metric"} - resolved.keys())
+        if wrong:
+            raise UserError(f"{self.path / RESOLVED} is damaged ({', '.join(wrong)})", EXIT_DAMAGED)
+        return resolved
 
     def params(self) -> Params:
         """The parameters that ran."""
         return params_module.from_resolved({k: v for k, v in self.resolved().items() if k != "pinned"}, self.path)
 
     def history(self) -> list[dict[str, Any]]:
-        return self.read(HISTORY_JSON, [])
+        """One row per epoch. UserError (exit 3) when it is damaged."""
+        rows = self.read(HISTORY_JSON, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "epoch" in row for row in rows):
+            raise UserError(f"{self.path / HISTORY_JSON} is damaged: train.py writes it again", EXIT_DAMAGED)
+        return rows
 
     def meta(self) -> dict[str, Any]:
-        return self.read(META, {})
+        """Where it came from: versions, command lines, data."""
+        kinds = {"overrides": dict, "data": dict, "sessions": list, "data_dir": str, "restore_file": str | None}
+        return self.record(META, minimize=list | None, **kinds)
 
     def status(self) -> dict[str, Any]:
-        return self.read(STATUS, {"state": "created", "epoch": 0, "step": 0, "message": ""})
+        """How it stands. It is told to people; nothing is decided by what cannot be read."""
+        unknown = {"state": "created", "epoch": 0, "step": 0, "message": ""}
+        try:
+            kinds = {"state": str, "epoch": int, "step": int, "message": str, "pid": int, "host": str}
+            return unknown | self.record(STATUS, **kinds)
+        except UserError as error:
+            return unknown | {"state": "unknown", "message": str(error)}
 
     def weights(self, which: str = "best") -> Path:
         return self.path / WEIGHTS / f"{which}.safetensors"
@@ -120,33 +158,23 @@ class Folder:
         finally:
             self.close_log()
             if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+                give_back(self._lock)
+            self._lock = None
 
     def acquire(self) -> None:
-        if self._lock is not None:
+        """Take the lock, for this process and until it ends; see locked(). Of several ranks the first does."""
+        if self._lock is not None or not find_world().is_main:
             return
-        descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            inode = os.fstat(descriptor).st_ino
-            os.close(descriptor)
-            raise UserError(f"{self.path} is busy: {self._owner(inode)} is training it", EXIT_BUSY) from None
-        self._lock = descriptor
-
-    def _owner(self, inode: int) -> str:
-        """Who holds the lock: the kernel's table knows for this machine, status.json for another."""
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in Path("/proc/locks").read_text().splitlines():
-                fields = line.split()
-                if fields[1] == "FLOCK" and int(fields[5].split(":")[2]) == inode:
-                    return f"process {fields[4]} on {socket.gethostname()}"
-        with contextlib.suppress(UserError):
+            self._lock = take(self.path, self.path / PARAMS)
+        except BusyError as busy:
             status = self.status()
-            if status.get("pid"):
-                return f"process {status['pid']} on {status['host']}"
-        return "another process"
+            remote = f"process {status['pid']} on {status['host']}" if status.get("pid") else "another process"
+            owner = f"process {busy.pid} on {socket.gethostname()}" if busy.pid else remote
+            raise UserError(f"{self.path} is busy: {owner} is training it", EXIT_BUSY) from None
+        except OSError as error:
+            reason = f"cannot be locked ({error.strerror}); put it on a file system with locks"
+            raise UserError(f"{self.path} {reason}", EXIT_SYSTEM) from None
 
     # --- starting ---
 
@@ -258,6 +286,8 @@ def read_manifest(checkpoints: Path) -> dict[str, Any]:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "last" not in manifest:
             raise UserError(f"{path}: not a manifest of format {FORMAT}")
+        if manifest != sealed(manifest):
+            raise UserError(f"{path} is damaged (its digest is not that of its content)")
     except UserError as error:
         raise UserError(f"{error}; not touched", EXIT_DAMAGED) from None
     return manifest
@@ -279,36 +309,3 @@ def history_csv(history: list[dict[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(history)
     return text.getvalue()
-
-
-class Tee(io.TextIOBase):
-    """A stream whose text also goes to a file. Losing the console never stops a run."""
-
-    def __init__(self, stream: Any, path: Path):
-        self.stream, self.file = stream, open(path, "a", encoding="utf-8")
-
-    def write(self, text: str) -> int:
-        self.file.write(text)
-        self.file.flush()
-        try:
-            self.stream.write(text)
-        except UnicodeEncodeError:
-            self.stream.write(text.encode("ascii", "replace").decode())
-        except (BrokenPipeError, ValueError, OSError):
-            self.stream = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ValueError, OSError):
-            self.stream.flush()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def close_copy(self) -> Any:
-        self.flush()
-        self.file.close()
-        return self.stream

@@ -14,7 +14,7 @@ import params as params_module
 from engine.checkpoint import read_weights
 from engine.folder import Folder
 from engine.precision import keep_freed_memory, pick_device
-from engine.provenance import references
+from engine.provenance import localised, references
 from engine.resume import find_weights
 from include import CODE, METRICS_BEST, METRICS_LAST
 from params import Params
@@ -51,11 +51,13 @@ class Trained:
             return values.clamp_min(1e-300).log() if own else values
 
 
-def code_folder(folder: Path, values: dict[str, Any]) -> Path:
-    """Where the "file.py:Name" values in `values` are read from: the copies that ran, when all are there."""
+def with_its_code(folder: Path, values: dict[str, Any]) -> Params:
+    """Params whose "file.py:Name" values are the copies that ran, when all of these are there."""
     frozen = folder / CODE / "experiment"
     names = references(values)
-    return frozen if names and all((frozen / name).is_file() for name in names) else folder
+    if names and all((frozen / Path(name).name).is_file() for name in names):
+        return params_module.from_resolved(localised(values), frozen)
+    return params_module.from_resolved(values, folder)
 
 
 def load_trained(
@@ -72,7 +74,7 @@ def load_trained(
         raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
     values = {key: kit[key] for key in OF_THE_NET}
     values |= {key: overrides[key] for key in ("device", "cuda") if key in overrides}
-    params = params_module.from_resolved(values, code_folder(folder.path, values))
+    params = with_its_code(folder.path, values)
     place = pick_device(params)
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -118,4 +120,4 @@ def parameters(folder: Folder, overrides: dict[str, Any], trained: Trained) -> P
             raise UserError(f"--{key}: it is part of what was trained; possible here: {', '.join(free)}")
     values = {key: value for key, value in folder.resolved().items() if key != "pinned"} | overrides
     values |= {"resize": trained.kit["resize"]}
-    return params_module.from_resolved(values, code_folder(folder.path, values))
+    return with_its_code(folder.path, values)

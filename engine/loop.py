@@ -24,7 +24,11 @@ from utils import key64
 
 
 class NonFiniteLoss(Exception):
-    """The training loss became NaN or infinite."""
+    """The loss or the weights became NaN or infinite. `epoch`, `step`: the batch where, both from 0, if known."""
+
+    def __init__(self, message: str, epoch: int | None = None, step: int | None = None):
+        super().__init__(message)
+        self.epoch, self.step = epoch, step
 
 
 @dataclass
@@ -206,6 +210,8 @@ def train_epoch(run: Run, state: State) -> Iterator[Event]:
         sums = train_step(run, state, islice(batches, loader.accumulate), num_images)
         add_sums(state.sums, sums)
         add_sums(state.recent, sums)
+        finite = state.recent["loss"].isfinite().to(sums["loss"].dtype)  # and stays 0 from the first bad step on
+        add_sums(state.recent, {"steps": torch.ones_like(finite), "finite_steps": finite})
         state.step += 1
         seen += num_images
         is_due = is_time(state.step, run.params.save_summary_steps, last_step)
@@ -244,6 +250,16 @@ def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int
     return total
 
 
+def check_finite(state: State) -> None:
+    """NonFiniteLoss when a weight or a statistic of the net is NaN or infinite: such a state must not be kept."""
+    values = [value for value in state.net.state_dict().values() if value.is_floating_point()]
+    if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+        raise NonFiniteLoss(
+            f"a weight is NaN or infinite in epoch {state.epoch + 1}, after step {state.step}; the last good state is "
+            "kept. Try a lower learning_rate, or grad_clip"
+        )
+
+
 def set_rates(run: Run, state: State) -> None:
     """The learning rate and momentum of this step: functions of the step and of the history alone."""
     factor = run.schedule.multiplier(state.step)
@@ -263,12 +279,16 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def make_step(run: Run, state: State, is_due: bool) -> Callable[[float], Step]:
     """Means since the last Step. One host sync, and the finite check of this interval."""
-    means = read_means(state.recent, run.world.all_sum)
+    recent = {name: value for name, value in state.recent.items() if name not in ("steps", "finite_steps")}
+    means = read_means(recent, run.world.all_sum)
     if not math.isfinite(means["loss"]):
+        step = state.step - int(state.recent["steps"] - state.recent["finite_steps"])
         raise NonFiniteLoss(
-            f"the training loss is {means['loss']} in epoch {state.epoch + 1}, by step {state.step}, at learning rate "
+            f"the training loss is {means['loss']} in epoch {state.epoch + 1}, at step {step + 1}, at learning rate "
             f"{max(learning_rates(run.optimizer)):g}; the last good state is kept. "
-            "Try a lower learning_rate, or grad_clip"
+            "Try a lower learning_rate, or grad_clip",
+            state.epoch,
+            step - state.epoch_step,
         )
     if is_due:
         state.recent = {}

@@ -42,6 +42,18 @@ def references(values: Any) -> set[str]:
     return {values.rpartition(":")[0]} if isinstance(values, str) and ".py:" in values else set()
 
 
+def localised(values: Any) -> Any:
+    """`values` with each "dir/file.py:Name" as "file.py:Name": how they are called in record/code/experiment/."""
+    if isinstance(values, dict):
+        return {key: localised(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [localised(value) for value in values]
+    if isinstance(values, str) and ".py:" in values:
+        path, _, name = values.rpartition(":")
+        return f"{Path(path).name}:{name}"
+    return values
+
+
 def snapshot(folder: Folder, resolved: dict[str, Any], step: int = 0) -> None:
     """Copy the source that runs into record/code/. An earlier, different copy is kept beside it."""
     target = folder.path / CODE

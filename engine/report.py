@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.figures import shorten
 from engine.folder import Folder
+from engine.lock import is_alive
 from include import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -157,13 +158,7 @@ def status_of(path: Path) -> str:
     state = str(status["state"])
     if state != "running" or status.get("host") != socket.gethostname():
         return state
-    try:
-        os.kill(int(status["pid"]), 0)
-    except ProcessLookupError:
-        return "killed"
-    except PermissionError:
-        pass
-    return state
+    return state if is_alive(int(status["pid"])) else "killed"
 
 
 def state_remark(path: Path) -> str:

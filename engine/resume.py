@@ -1,13 +1,24 @@
 """What a start means for the folder it finds: start, continue, extend, nothing to do, or refuse. No torch."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import params as params_module
-from engine.folder import Folder, read_manifest
+from engine.folder import Folder, history_csv, read_manifest
 from engine.provenance import changed_files, run_frozen, same
-from include import CHECKPOINTS, EXIT_NONFINITE, HISTORY_CSV, METRICS_BEST, PARAMS, TRAIN_HISTORY_PNG
+from include import (
+    CHECKPOINTS,
+    EXIT_DAMAGED,
+    EXIT_NONFINITE,
+    HISTORY_CSV,
+    META,
+    METRICS_BEST,
+    METRICS_LAST,
+    PARAMS,
+    TRAIN_HISTORY_PNG,
+)
 from params import Params
 from utils import UserError, command
 
@@ -36,6 +47,7 @@ class Plan:
     restore_name: str | None = None  # as given, so that the same command is known again
     accepted: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
+    saved: dict[str, Any] | None = None  # the committed state that it goes on from
 
     def refuse(self, what: str, changes: list[str]) -> None:
         """UserError that lists `changes` and the command to paste, unless --accept `what` was given."""
@@ -84,6 +96,34 @@ class Plan:
         return (self.data_dir / "test").is_dir()
 
 
+def is_whole(folder: Folder) -> bool:
+    """Whether what is derived from the state is all there. Needs no torch; a digest is checked by who reads weights."""
+    try:
+        history = folder.history()
+        tables = (folder.path / HISTORY_CSV).read_text() == history_csv(history)
+        metrics = all("epoch" in folder.read(name) for name in (METRICS_BEST, METRICS_LAST)) if history else True
+        return tables and metrics and all(is_complete(folder.weights(which)) for which in ("best", "last"))
+    except (UserError, OSError, TypeError, ValueError, KeyError):
+        return False
+
+
+def mend(folder: Folder) -> list[str]:
+    """Write again, from the state, what has been damaged or removed since the run was done; what to say of it."""
+    from engine.session import derive_again
+
+    said = f"{folder.path}: history, metrics or weights were damaged or missing; they are written again from the state"
+    return [*derive_again(folder), said]
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a safetensors file has the length that its header promises."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends)
+
+
 def result(folder: Folder) -> dict[str, Any]:
     """What --json prints: status, metrics of the best epoch, paths."""
     return {"status": folder.status(), "best": folder.read(METRICS_BEST), "weights": str(folder.weights("best"))}
@@ -114,7 +154,9 @@ def decide(folder: Folder, args: Any, overrides: dict[str, Any], argv: list[str]
     manifest = read_manifest(folder.path / CHECKPOINTS) if not args.restart else {}
     if not args.restart:
         folder.check_links()
-    began = bool(manifest) and bool(meta)
+    if manifest and not meta:
+        raise UserError(f"{folder.path / META} is missing: bring it back, or start over with --restart", EXIT_DAMAGED)
+    began = bool(manifest)
     recorded = params_module.deep_merge(meta.get("overrides", {}), overrides) if began else overrides
     params, written = load_params(folder, args, recorded)
     plan = Plan(

@@ -4,18 +4,27 @@ import contextlib
 import logging
 from typing import Any
 
-from engine.checkpoint import Checkpoints, Snapshot, Writer, weights_file
+from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
 from engine.control import Bar, Control, Interrupted
 from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
-from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step
+from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step, check_finite
 from engine.observers import make_observers
 from engine.provenance import snapshot, update_meta, write_meta
 from engine.resume import Plan, closing_block
 from engine.schedule import best_row, num_steps
-from include import BATCH_PNG, EXIT_BUG, EXIT_NONFINITE, EXIT_SYSTEM, RESOLVED, TRAIN_HISTORY_PNG
+from include import (
+    BATCH_PNG,
+    EXIT_BUG,
+    EXIT_DAMAGED,
+    EXIT_NONFINITE,
+    EXIT_SYSTEM,
+    RESOLVED,
+    TRAIN_HISTORY_PNG,
+    TRAIN_LOG,
+)
 from params import Params
-from utils import UserError, read_tensors, write_json
+from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, write_json
 
 log = logging.getLogger("train")
 
@@ -26,13 +35,20 @@ def committed(plan: Plan) -> dict[str, Any] | None:
         return None
     saved, remark = Checkpoints(plan.folder.path).restore()
     plan.remarks += [remark] if remark else []
+    plan.saved = saved
     return saved
 
 
 def restore(plan: Plan, state: State, saved: dict[str, Any] | None) -> None:
     """Load what the plan starts from into `state`: the committed state, given weights, or nothing."""
     if saved:
-        state.load_state_dict(saved)
+        try:
+            state.load_state_dict(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{plan.folder.path}: the committed state does not fit this run: {reason}", EXIT_DAMAGED
+            ) from None
     elif plan.restore_file:
         missing, unexpected = state.net.load_state_dict(read_tensors(plan.restore_file), strict=False)
         if state.ema:
@@ -52,6 +68,39 @@ def plan_steps(plan: Plan, params: Params, state: State, steps_per_epoch: int) -
     return first, state.extensions[-1][1] if state.extensions else first
 
 
+def kit_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What a weights file says of its net and of the images it wants."""
+    kit = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
+    pinned = resolved["pinned"]
+    return kit | {"classes": pinned["classes"], "normalisation": {key: pinned[key] for key in ("mean", "std")}}
+
+
+def derive_again(folder: Folder, saved: dict[str, Any] | None = None) -> list[str]:
+    """Write history, metrics and exported weights again from the committed states; what is damaged is said.
+
+    `saved`: the state to go on from, when it is not the last one. UserError (exit 3) when the best weights are lost.
+    """
+    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), folder.meta().get("minimize", [])
+    manifest, metric = checkpoints.manifest(), resolved["best_metric"].rpartition(":")[2]
+    saved = saved or checkpoints.read(manifest["last"])
+    best = best_row(saved["history"], metric, metric in minimized)
+    folder.derive(saved["history"], best)
+    closed = manifest["epochs"] or [entry for entry in [manifest["last"]] if entry["file"].startswith("epoch_")]
+    remarks = []
+    for which, entry in (("best", manifest["best"]), ("last", closed[-1] if closed else None)):
+        if not entry:
+            continue
+        try:
+            held = checkpoints.read(entry)
+        except UserError as damaged:
+            if entry["epoch"] <= saved["epoch"]:  # not trained again: the exported file is what is left of it
+                read_weights(folder.weights(which))
+                remarks.append(f"{damaged}; {folder.weights(which)} is whole and stays")
+            continue
+        folder.write_weights(which, weights_file(held["ema"] or held["net"], kit_of(resolved)))
+    return remarks
+
+
 class Session:
     """Writes what `plan`, `run` and `state` give into the experiment folder. On ranks other than 0, writes nothing.
 
@@ -67,7 +116,7 @@ class Session:
         self.bar = Bar(control, run.train_loader.num_batches)
         path = self.folder.path
         self.observers = make_observers(params.observers, path, params, state.step) if run.world.is_main else []
-        self.kit: dict[str, Any] = {}
+        self.kit: dict[str, Any] = {}  # see kit_of
 
     def __enter__(self) -> "Session":
         if not self.run.world.is_main:
@@ -79,8 +128,7 @@ class Session:
         self.folder.open_log(to_stderr=self.args.json)
         self.checkpoints.clean()
         resolved = self.params.resolved() | {"pinned": pinned}
-        self.kit = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
-        self.kit |= {"classes": loader.classes, "normalisation": {"mean": pinned["mean"], "std": pinned["std"]}}
+        self.kit = kit_of(resolved)
         snapshot(self.folder, resolved, state.step)
         write_json(self.folder.path / RESOLVED, resolved)
         write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir.resolve()), data=pinned["data"],
@@ -103,7 +151,8 @@ class Session:
         )
         lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
         if self.plan.verb == "continue":
-            self._derive_again()
+            # A kill may have come between a commit and what is derived from it.
+            lines += derive_again(self.folder, self.plan.saved)
             lines.append(
                 f"continuing at epoch {self.state.epoch + 1}, step {self.state.step} of {self.run.total_steps}"
             )
@@ -129,16 +178,36 @@ class Session:
                 return
         except Exception as failure:  # what could not be written
             error = failure
-        if isinstance(error, NonFiniteLoss):
-            error = UserError(str(error), EXIT_NONFINITE)
+        error = self._explained(error)
         is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-        code = error.code if isinstance(error, UserError) else EXIT_SYSTEM if isinstance(error, OSError) else EXIT_BUG
+        code = error.code if isinstance(error, UserError) else EXIT_BUG
         known = isinstance(error, UserError) or is_interrupted
         logging.getLogger("train.file").error("%s", error, exc_info=None if known else error)
         with contextlib.suppress(OSError):  # a full disk: the reason is said by the error itself
             self._stop("interrupted" if is_interrupted else "failed", str(error) or type(error).__name__, code)
         if error is not raised:
             raise error from None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """The UserError that says what to do about it, for what is nobody's bug."""
+        if isinstance(error, NonFiniteLoss):
+            return UserError(f"{error}{self._batch_of(error)}", EXIT_NONFINITE)
+        if isinstance(error, OSError):
+            return UserError(describe_oserror(error), EXIT_SYSTEM)
+        if is_out_of_memory(error):
+            size, accumulate = self.params.batch_size, self.params.accumulate
+            ways = f"try --accumulate={2 * accumulate} (the same step in smaller parts), or a smaller batch_size"
+            return UserError(f"out of memory with batch_size {size}, accumulate {accumulate}: {ways}", EXIT_SYSTEM)
+        return error
+
+    def _batch_of(self, error: NonFiniteLoss) -> str:
+        """The files of the batch where it happened: some in the message, all in train.log."""
+        if error.epoch is None or error.step is None:
+            return ""
+        files = self.run.train_loader.files(error.epoch, error.step)
+        logging.getLogger("train.file").error("the batch of that step: %s", " ".join(files))
+        more = f" and {len(files) - 3} more, listed in {TRAIN_LOG}" if len(files) > 3 else ""
+        return f". Its batch: {', '.join(files[:3])}{more}"
 
     def record(self, event: Event) -> None:
         """Commit when an epoch is over, a signal came or a checkpoint is due; log, plot, show. Raises Interrupted."""
@@ -167,6 +236,7 @@ class Session:
 
     def _commit(self, epoch: Epoch | None = None) -> None:
         """Have the state of this instant written. `epoch`: it stands right after an evaluation."""
+        check_finite(self.state)
         weights = weights_file(self.state.eval_net.state_dict(), self.kit) if epoch else None
         is_best = epoch is not None and epoch.is_best
         state = Snapshot.of(self.state.state_dict())
@@ -192,15 +262,6 @@ class Session:
 
     def _best_row(self) -> dict[str, Any] | None:
         return best_row(self.state.history, self.run.best_metric, self.run.minimize)
-
-    def _derive_again(self) -> None:
-        """A kill between a commit and what is derived from it leaves old files: write them again."""
-        self.folder.derive(self.state.history, self._best_row())
-        manifest = self.checkpoints.manifest()
-        for which, entry in (("best", manifest["best"]), ("last", (manifest["epochs"] or [None])[-1])):
-            if entry:
-                saved = self.checkpoints.read(entry)
-                self.folder.write_weights(which, weights_file(saved["ema"] or saved["net"], self.kit))
 
     def _finish(self) -> None:
         """The run is done: slim checkpoints, and what to type next."""

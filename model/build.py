@@ -271,7 +271,7 @@ def _side(group: str) -> str:
 
 
 def digits(size: int) -> Iterator[Item]:
-    """The 1,797 handwritten digits of scikit-learn (8 x 8, enlarged): of each class 70 % train, 15 % valid, 15 % test."""
+    """The 1,797 digits of scikit-learn (8 x 8, enlarged): 70 % train, 15 % valid, 15 % test of each class."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -304,9 +304,7 @@ def torchvision_dataset(name: str, work: Path) -> Iterator[Item]:
             data = cls(str(work / "download"), download=True, **arguments)
         except Exception as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise UserError(
-                f"--source {name}: cannot be downloaded ({reason}); give a local archive or folder as --source"
-            ) from None
+            raise UserError(f"--source {name}: cannot be downloaded ({reason}); give an archive or a folder") from None
         names = getattr(data, "classes", None)
         for number, (image, label) in enumerate(data):
             title = re.sub(r"[/\\]", "-", str(names[label])) if names else str(label)

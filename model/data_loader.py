@@ -4,16 +4,21 @@ The order of an epoch is a function of (seed, epoch), the augmentation of an ima
 mixing of (seed, epoch, step, rank): a loader has no state; workers, machine and interruptions change nothing.
 """
 
+import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from include import IMAGENET_MEAN, IMAGENET_STD
 from model import cache
@@ -25,6 +30,7 @@ from model.source import base_size as base_size  # predict.py prepares its image
 from params import Params
 from utils import UserError, key64, lookup
 
+WORKER_SECONDS = 300  # without a batch: it hangs
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 # name -> (splits, data_dir, params, im_sz or None, cache_dir) -> ({split: Source}, im_sz)
@@ -78,13 +84,22 @@ class Images(Dataset):
     def __init__(self, source: Source, augment: Augment | None):
         self.source = source
         self.augment = augment if augment and not augment.batched else None
+        self.at = multiprocessing.RawArray("q", 64)  # the position that each worker is busy with
+
+    def begin(self, position: int) -> None:
+        """Note what is being worked on: when a worker dies of it, the parent can name the file."""
+        if worker := get_worker_info():
+            self.at[worker.id % len(self.at)] = position
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> np.ndarray:
         epoch, positions = key
-        images = self.source.read(positions)
+        images = self.source.read(positions, self.begin)
         if self.augment:
-            pairs = zip(images, positions.tolist(), strict=True)
-            images = np.stack([self.augment.image(image, epoch, position) for image, position in pairs])
+            augmented = []
+            for image, position in zip(images, positions.tolist(), strict=True):
+                self.begin(position)
+                augmented.append(self.augment.image(image, epoch, position))
+            images = np.stack(augmented)
         return images
 
 
@@ -103,11 +118,40 @@ class Normalise:
         return rows.view(len(images), self.im_sz, self.im_sz, 3).permute(0, 3, 1, 2)
 
 
-def _start_worker(number: int) -> None:
-    """Signals are the parent's business, and threads too: a worker has one."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@contextmanager
+def no_signals() -> Iterator[None]:
+    """Signals wait, here and in the children that are forked here: those would die of one before they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(number: int, parent: int) -> None:
+    """Signals are the parent's business, and threads too: a worker has one. It dies with its parent."""
+    for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
     torch.set_num_threads(1)
+
+
+def shared_memory() -> int:
+    """Free bytes where worker processes leave their batches."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return sys.maxsize
+    return found.f_bavail * found.f_frsize
 
 
 class Loader:
@@ -127,6 +171,7 @@ class Loader:
         self.split, self.params, self.pinned, self.device = index.split, params, pinned, device
         self.fingerprint, self.rank, self.world = fingerprint, rank, world
         self.classes, self.paths, self.labels = index.classes, index.paths, index.labels
+        self.root = index.root
         self.num_images, self.skipped, self.class_counts = (
             len(index),
             list(source.skipped),
@@ -142,6 +187,7 @@ class Loader:
             raise UserError(f"batch_size: {params.batch_size} images cannot be split into {parts}")
         self.images = Images(source, self.augment)
         self.resident = self._to_device(source) if self._may_reside(source) else None
+        self.notes: list[str] = []
         self.num_workers = self._choose_workers(source)
         self._labels = torch.tensor(index.labels)
         self._normalise = Normalise(pinned, device)
@@ -165,10 +211,17 @@ class Loader:
         """0 where a batch is a copy out of the cache; those that decode or augment per image get company."""
         if self.resident is not None:
             return 0
-        if self.params.num_workers is not None:
-            return self.params.num_workers
         is_cheap = source.images is not None and self.images.augment is None
-        return 0 if is_cheap else min(8, max(1, cache.num_cores() - 1))
+        wanted = 0 if is_cheap else min(8, max(1, cache.num_cores() - 1))
+        if self.params.num_workers is not None:
+            wanted = self.params.num_workers
+        side = self.im_sz if self.images.augment else source.size
+        needed = wanted * 2 * self.batch_size * side**2 * 3  # two batches wait for each worker
+        if wanted and shared_memory() < needed:
+            free = f"{shared_memory() >> 20} MiB of shared memory are free, {-(-needed >> 20)} MiB are needed"
+            self.notes.append(f"no workers: {free} for {wanted}")
+            return 0
+        return wanted
 
     def _describe(self, source: Source) -> str:
         kept = "decoded each time" if source.form == "off" else f"decoded images on {source.form}"
@@ -177,6 +230,7 @@ class Loader:
         what = f"{self.num_images} images of {len(self.classes)} classes at {self.im_sz} px"
         parts = [", ".join([f"{self.split}: {what}", *road, kept, f"{self.num_workers} workers"])]
         parts += [source.note] if source.note else []
+        parts += self.notes
         parts += [f"{len(self.skipped)} unreadable images skipped"] if self.skipped else []
         parts += [text] if (text := describe_ignored(source.index.ignored)) else []
         return "; ".join(parts)
@@ -223,6 +277,11 @@ class Loader:
             return rng.choice(self.num_images, self.num_images, p=share / share.sum())
         return rng.permutation(self.num_images)
 
+    def files(self, epoch: int, step: int) -> list[str]:
+        """Paths, below the dataset folder, of the images in one step of an epoch, over all ranks."""
+        start, end = self._bounds(step)
+        return [self.paths[position] for position in self.order(epoch)[start:end]]
+
     def _parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, int, np.ndarray, int]]:
         """(step, micro-batch, positions, number of them that count) for this rank.
 
@@ -251,21 +310,33 @@ class Loader:
                 yield self._ready(self._fetch(epoch, part[2]), epoch, *part)
             return
         planned = list(parts)
-        raw = DataLoader(
+        loader = DataLoader(
             self.images,
             batch_size=None,
             sampler=[(epoch, part[2]) for part in planned],  # type: ignore[arg-type]
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, parent=os.getpid()),
             generator=torch.Generator(),  # its draw must not touch the default generator
             multiprocessing_context="fork" if sys.platform == "linux" else None,
             collate_fn=torch.from_numpy,
+            timeout=WORKER_SECONDS,
         )
+        with no_signals():  # until the workers ignore them
+            raw = iter(loader)
         try:
             for images, part in zip(raw, planned, strict=True):
                 yield self._ready(images, epoch, *part)
         except ImageError as error:  # a worker's comes wrapped in its traceback
             raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from None
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            busy = [self.paths[self.images.at[worker % 64]] for worker in range(self.num_workers)]
+            reason = " ".join(str(error).split())[:200]
+            raise ImageError(
+                f"a loader worker died or hung; the workers were at {', '.join(dict.fromkeys(busy))}, below "
+                f"{self.root} ({reason}). Look at them with build_dataset.py --check"
+            ) from None
 
     def _fetch(self, epoch: int, positions: np.ndarray) -> Tensor:
         if self.resident is not None:

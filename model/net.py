@@ -19,7 +19,7 @@ from torch.nn.functional import gelu
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.weights import clean_names, load_tensors, published_weights, reason
-from utils import UserError, check_kwargs, key64, load_reference, nearest, read_tensors
+from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest, read_tensors
 
 if TYPE_CHECKING:
     from params import Params
@@ -183,6 +183,8 @@ def make_net(params: "Params", num_classes: int, weights: Mapping[str, Tensor] |
         except UserError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"arch: {params.arch} cannot be built with arch_args {params.arch_args}: {reason(error)}"
             ) from error
@@ -241,6 +243,8 @@ def _check_output(net: nn.Module, arch: str, num_classes: int, im_sz: int) -> No
     try:
         logits = net.eval()(torch.zeros(2, 3, im_sz, im_sz))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"arch: {arch} cannot take images of {im_sz} px: {reason(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -4,6 +4,7 @@ Which file is in which split is decided here, and what the pixels' mean and stan
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,19 @@ class Source:
     note: str = ""
     skipped: tuple[str, ...] = ()
 
-    def read(self, positions: np.ndarray) -> np.ndarray:
-        """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile."""
+    def read(self, positions: np.ndarray, begin: Callable[[int], None] = lambda position: None) -> np.ndarray:
+        """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile.
+
+        `begin` is told of each position before its file is decoded.
+        """
         if self.images is not None:
             return self.images[self.rows[positions]]
-        paths = (self.index.root / self.index.paths[position] for position in positions)
-        return np.stack([base_image(read_image(path), self.size, self.resize) for path in paths])
+        images = []
+        for position in positions.tolist():
+            begin(position)
+            path = self.index.root / self.index.paths[position]
+            images.append(base_image(read_image(path), self.size, self.resize))
+        return np.stack(images)
 
     def fingerprint(self) -> str:
         """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too."""

@@ -17,7 +17,7 @@ from PIL import Image
 import evaluate
 import predict
 from engine.evaluation import collect, per_class, per_class_markdown, record_look
-from engine.inference import Trained, code_folder
+from engine.inference import Trained, with_its_code
 from include import ROOT
 from utils import UserError
 
@@ -231,12 +231,13 @@ def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
 
 
 def test_references_are_read_from_the_copy_that_ran(tmp_path):
-    values = {"arch": "net.py:Net", "metrics": ["accuracy"]}
-    assert code_folder(tmp_path, values) == tmp_path
-    (tmp_path / "record/code/experiment").mkdir(parents=True)
-    (tmp_path / "record/code/experiment/net.py").touch()
-    assert code_folder(tmp_path, values) == tmp_path / "record/code/experiment"
-    assert code_folder(tmp_path, values | {"metrics": ["new.py:metric"]}) == tmp_path
+    values = {"arch": "../own/net.py:Net", "metrics": ["accuracy"]}
+    assert with_its_code(tmp_path, values).folder == tmp_path
+    frozen = tmp_path / "record/code/experiment"
+    frozen.mkdir(parents=True)
+    (frozen / "net.py").touch()
+    assert with_its_code(tmp_path, values).folder == frozen and with_its_code(tmp_path, values).arch == "net.py:Net"
+    assert with_its_code(tmp_path, values | {"metrics": ["new.py:metric"]}).folder == tmp_path
 
 
 # --- predict --------------------------------------------------------------------------------------------

@@ -197,6 +197,6 @@ def test_momentum_gets_its_parameters_strides():
 
 def test_a_loss_that_is_not_finite_stops_the_run():
     run, state = make(scale=float("inf"))
-    with pytest.raises(NonFiniteLoss, match="epoch 1, by step 1"):
+    with pytest.raises(NonFiniteLoss, match="epoch 1, at step 1"):
         list(fit(run, state))
     assert state.history == []

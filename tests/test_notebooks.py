@@ -2,8 +2,9 @@
 
 import nbformat
 import pytest
-from kit import ROOT, call, experiment, make_dataset
 from nbclient import NotebookClient
+
+from kit import ROOT, call, experiment, make_dataset
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

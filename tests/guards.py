@@ -1,0 +1,125 @@
+"""Take each guard away in turn and see its test go red: the list, and the command that works it off.
+
+python tests/guards.py            # all of them, in copies of the kit
+python tests/guards.py lock       # those whose name contains "lock"
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Guard:
+    """In `file`, `text` is replaced by `instead`; `test` must then fail."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    test: str
+
+
+R, P, H = "tests/test_reliability.py", "tests/test_processes.py", "tests/test_hostile.py"
+GUARDS = [
+    Guard("temporary file, then replace", "utils.py", "        os.replace(temporary, path)\n",
+          "        path.write_bytes(content)\n", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
+    Guard("sync before replace", "utils.py", "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        os.chmod",
+          "            pass\n        finally:\n            os.close(descriptor)\n        os.chmod",
+          f"{R}::test_the_calls_of_a_save_are_in_the_order_that_survives_power_loss"),
+    Guard("sync the folder", "utils.py", "        sync_folder(path.parent)\n", "        pass\n",
+          f"{R}::test_the_calls_of_a_save_are_in_the_order_that_survives_power_loss"),
+    Guard("free bytes are named", "utils.py", "if error.errno in (errno.ENOSPC, errno.EDQUOT):", "if False:",
+          f"{R}::test_an_error_at_every_file_system_call_of_a_save_loses_nothing"),
+    Guard("state files are never overwritten", "engine/checkpoint.py", "while (self.path / name).exists():", "while False:",
+          f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
+    Guard("old states go after the manifest", "engine/checkpoint.py", "        write_atomic(self.path / MANIFEST, to_json(sealed(manifest)))\n        named",
+          "        named", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
+    Guard("hash of the state", "engine/checkpoint.py", 'if hashlib.sha256(data).hexdigest() != entry["sha256"]:', "if False:",
+          f"{R}::test_every_flipped_bit_is_found"),
+    Guard("digest of the manifest", "engine/folder.py", "if manifest != sealed(manifest):", "if False:",
+          f"{R}::test_every_flipped_bit_is_found"),
+    Guard("digest of the weights", "engine/checkpoint.py", "if with_digest(kit, tensors) != kit:", "if False:",
+          f"{R}::test_every_flipped_bit_is_found"),
+    Guard("the generation before", "engine/checkpoint.py", '            if not manifest.get("previous"):\n                raise\n',
+          "            raise\n", f"{R}::test_the_generation_before_is_used_and_said"),
+    Guard("errors of the writer", "engine/checkpoint.py", "            job.result()\n", "            pass\n",
+          f"{R}::test_a_full_disk_for_real"),
+    Guard("state before derived files", "engine/session.py", "        self.checkpoints.commit(state,", "        (lambda *a, **k: None)(state,",
+          f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
+    Guard("derived again at a resume", "engine/resume.py", "        return tables and metrics", "        return True or tables and metrics",
+          f"{R}::test_derived_files_come_back_from_the_checkpoint"),
+    Guard("finite loss", "engine/loop.py", 'if not math.isfinite(means["loss"]):\n        step', 'if False:\n        step',
+          f"{R}::test_a_non_finite_loss_names_step_rate_and_files"),
+    Guard("finite weights", "engine/session.py", "        check_finite(self.state)\n", "", f"{R}::test_a_state_with_a_non_finite_weight_is_not_kept"),
+    Guard("counter-based dropout", "engine/loop.py", '    torch.manual_seed(key64(run.params.seed, "step", state.step, run.world.rank))',
+          "    pass", f"{R}::test_killed_at_random_instants_it_comes_to_the_same_bytes"),
+    Guard("sums are in the state", "engine/loop.py", '_TENSORS = ("sums", "recent", "logits", "labels")', '_TENSORS = ("recent", "logits", "labels")',
+          f"{R}::test_killed_at_random_instants_it_comes_to_the_same_bytes"),
+    Guard("average is in the state", "engine/loop.py", '            self.ema.module.load_state_dict(state["ema"])', "            pass",
+          f"{R}::test_killed_at_random_instants_it_comes_to_the_same_bytes"),
+    Guard("signals are caught", "engine/control.py", "self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}",
+          "self.handlers = {}", f"{R}::test_a_signal_saves_and_leaves_nobody_behind"),
+    Guard("workers ignore signals", "model/data_loader.py", "        signal.signal(name, signal.SIG_IGN)\n", "        signal.signal(name, signal.SIG_DFL)\n",
+          f"{R}::test_a_signal_saves_and_leaves_nobody_behind"),
+    Guard("lock", "engine/folder.py", "            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n        except BlockingIOError:\n            raise self._busy(descriptor) from None\n        except OSError:  #",
+          "            pass\n        except BlockingIOError:\n            raise self._busy(descriptor) from None\n        except OSError:  #",
+          f"{P}::test_of_20_simultaneous_starts_one_trains"),
+    Guard("lock of params.json", "engine/folder.py", "            descriptor = self._lock_params()\n", "            raise\n",
+          f"{P}::test_where_folders_cannot_be_locked_params_json_is"),
+    Guard("forked children let the lock go", "engine/folder.py", "os.register_at_fork(after_in_child=_let_go)\n", "",
+          f"{P}::test_orphaned_workers_hold_no_lock_and_die"),
+    Guard("workers die with their parent", "model/data_loader.py", "        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n", "",
+          f"{P}::test_orphaned_workers_hold_no_lock_and_die"),
+    Guard("a dead worker's file is named", "model/data_loader.py", "            self.at[worker.id % len(self.at)] = position", "            pass",
+          f"{P}::test_a_worker_that_dies_names_the_file"),
+    Guard("worker timeout", "model/data_loader.py", "            timeout=WORKER_SECONDS,\n", "", f"{P}::test_a_worker_that_hangs_names_the_file"),
+    Guard("shared memory", "model/data_loader.py", "if wanted and shared_memory() < needed:", "if False:",
+          f"{P}::test_little_shared_memory_means_no_workers"),
+    Guard("no folder is made again", "engine/checkpoint.py", "self.path.mkdir(exist_ok=True)", "self.path.mkdir(parents=True, exist_ok=True)",
+          f"{P}::test_a_folder_that_is_deleted_while_it_trains"),
+    Guard("out of memory is no bug", "utils.py", "        isinstance(error, MemoryError)\n        or", "        False and", f"{P}::test_too_little_memory_is_said_with_the_batch_size"),
+    Guard("closed console", "engine/folder.py", "        except (BrokenPipeError, ValueError, OSError):\n            self.stream =",
+          "        except ZeroDivisionError:\n            self.stream =", f"{P}::test_a_closed_console_stops_nothing"),
+    Guard("weights only, of states", "engine/checkpoint.py", 'map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)',
+          f"{H}::test_no_payload_runs_wherever_weights_or_states_are_read"),
+    Guard("weights only, of weights", "utils.py", 'map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)',
+          f"{H}::test_no_payload_runs_wherever_weights_or_states_are_read"),
+]  # fmt: skip
+
+
+def work_off(guard: Guard) -> str:
+    """ "" when the test went red, else what is wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "kit"
+        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "data", "logs", ".pytest_cache", ".hypothesis")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        path = copy / guard.file
+        text = path.read_text()
+        if text.count(guard.text) != 1:
+            return f"its text is {text.count(guard.text)} times in {guard.file}"
+        path.write_text(text.replace(guard.text, guard.instead))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        return "" if done.returncode == 1 else f"pytest ended with {done.returncode}\n{done.stdout[-1500:]}"
+
+
+def main() -> None:
+    chosen = [guard for guard in GUARDS if len(sys.argv) < 2 or sys.argv[1] in guard.name]
+    num_alive = 0
+    with ThreadPoolExecutor(2) as pool:
+        for guard, wrong in zip(chosen, pool.map(work_off, chosen), strict=True):
+            print(f"{'red  ' if not wrong else 'GREEN'} {guard.name}" + (f": {wrong}" if wrong else ""), flush=True)
+            num_alive += bool(wrong)
+    print(f"{len(chosen) - num_alive} of {len(chosen)} guards have a test that goes red without them")
+    sys.exit(1 if num_alive else 0)
+
+
+if __name__ == "__main__":
+    main()
