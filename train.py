@@ -181,6 +181,7 @@ def main(argv: list[str]) -> int:
             remarks = [] if is_whole(folder) else mend(folder)
             print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir, plan.has_test), sep="\n")
         else:
+            folder.check_writable()
             train(plan, args)
         if args.json:
             print(to_json(result(folder)), end="")

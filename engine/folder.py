@@ -209,6 +209,14 @@ class Folder:
                 gone = f"{path} links to {os.readlink(path)}, which is gone"
                 raise UserError(f"{gone}: bring that disk back, or start over with --restart")
 
+    def check_writable(self) -> None:
+        """UserError (exit 5) when nothing may be written here, before anything has been loaded."""
+        place = self.path.absolute()
+        while not place.exists():
+            place = place.parent
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{place}: may not be written by this user", EXIT_SYSTEM)
+
     def move_aside(self) -> Path | None:
         """Move an earlier attempt to attempts/N; what the user wrote stays. None when there is nothing to move."""
         present = [self.path / name for name in OUTPUTS if os.path.lexists(self.path / name)]

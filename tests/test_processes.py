@@ -181,7 +181,7 @@ def test_a_folder_may_move_between_two_starts(data, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_what_may_not_be_written_is_said_before_anything_is_loaded(data, tmp_path):
     folder = experiment(tmp_path / "e")
-    for path in [tmp_path, *tmp_path.parents]:
+    for path in [tmp_path, *tmp_path.parents, *data.parents]:
         if path.stat().st_uid == 0 and path not in (Path("/"), Path("/tmp")):
             path.chmod(path.stat().st_mode | 0o055)
     become = "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import train, utils, engine.session, model.data_loader, model.net, encodings.utf_8_sig\n"

@@ -200,7 +200,8 @@ def test_killed_at_random_instants_it_comes_to_the_same_bytes():
 def test_a_signal_saves_and_leaves_nobody_behind():
     found = stress("--kills", 12, "--signal", "TERM,INT,HUP,USR1", "--seed", 2)
     assert found["orphans"] == 0 and found["slowest_exit"] < 10
-    assert all(found["codes"].get(code) for code in ("143", "130", "129", "138")), found["codes"]
+    for number in (15, 2, 1, 10):  # ended by it, or, before anything was there to save, by the signal itself
+        assert found["codes"].get(str(128 + number), 0) + found["codes"].get(str(-number), 0) >= 2, found["codes"]
 
 
 @pytest.mark.slow
