@@ -141,18 +141,15 @@ def extract(archive: Path, target: Path) -> Path:
                 for number, info in enumerate(zipped.infolist()):
                     total += info.file_size
                     _limit(number, total, archive)
-                    if (
-                        info.filename.startswith(("/", "\\"))
-                        or ".." in Path(info.filename).parts
-                        or info.file_size > 1000 * max(1, info.compress_size)
-                    ):
-                        raise UserError(
-                            f"{archive}: member {info.filename!r} is refused (outside the target, or a bomb)"
-                        )
+                    outside = info.filename.startswith(("/", "\\")) or ".." in Path(info.filename).parts
+                    if outside or info.file_size > 1000 * max(1, info.compress_size):
+                        raise UserError(f"{archive}: {info.filename!r} is refused (outside the target, or a bomb)")
                 zipped.extractall(target)
             return target
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{archive}: cannot be unpacked: {str(error).splitlines()[0][:200]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # of damaged, encrypted and strangely compressed archives, many kinds
+        raise UserError(f"{archive}: cannot be unpacked: {' '.join(str(error).split())[:200]}") from None
     raise UserError(f"{archive}: neither a folder nor a .tar, .tar.gz or .zip archive")
 
 

@@ -299,3 +299,24 @@ def test_json_of_the_right_shape_with_wrong_types_is_no_traceback(trained_folder
                 code, printed = call(script, "--data_dir", data, "--model_dir", copy)
                 assert code in (0, 2, 3), f"{script} {name} {key}: {code} {printed}"
             shutil.rmtree(copy)
+
+
+# --- anything -------------------------------------------------------------------------------------------------
+
+
+def test_mutated_files_by_the_thousand():
+    import fuzz
+
+    found = fuzz.run(2000, seed=1)
+    assert not found["failures"], found["failures"][:3]
+    assert found["largest_mib"] < 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_100_000_mutated_files():
+    import fuzz
+
+    found = fuzz.run(100_000, seed=2)
+    assert not found["failures"], found["failures"][:3]
+    assert found["largest_mib"] < 1024
