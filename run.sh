@@ -40,7 +40,7 @@ model_dir="$(value_of --model_dir)"
 everything() {
     "$python" train.py "${words[@]}"
     data_dir="$(value_of --data_dir)"
-    split=test
+    split="test"
     [ -z "$data_dir" ] || [ -d "$data_dir/test" ] || split=valid
     "$python" evaluate.py ${data_dir:+--data_dir "$data_dir"} --model_dir "$model_dir" --split "$split"
     "$python" synthesize_results.py "$model_dir"

@@ -252,11 +252,12 @@ def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int
 
 def check_finite(state: State) -> None:
     """NonFiniteLoss when a weight or a statistic of the net is NaN or infinite: such a state must not be kept."""
-    values = [value for value in state.net.state_dict().values() if value.is_floating_point()]
-    if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+    tensors = {name: value for name, value in state.net.state_dict().items() if value.is_floating_point()}
+    if tensors and not bool(torch.stack([value.isfinite().all() for value in tensors.values()]).all()):
+        name = next(name for name, value in tensors.items() if not value.isfinite().all())
         raise NonFiniteLoss(
-            f"a weight is NaN or infinite in epoch {state.epoch + 1}, after step {state.step}; the last good state is "
-            "kept. Try a lower learning_rate, or grad_clip"
+            f"{name} of the net is NaN or infinite after step {state.step}; the last good state is kept. "
+            "Try a lower learning_rate, or grad_clip"
         )
 
 
