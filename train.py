@@ -136,9 +136,9 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     loss_fn = make_loss(params, loader.class_counts, device)
     optimizer = make_optimizer(net, params, choice.fused)
     state = State(net, optimizer, Ema(net, params.ema) if params.ema else None, precision.make_scaler(choice))
-    restore(plan, state, saved)
+    restore(plan, state, saved, world)
     first, total = plan_steps(plan, params, state, loader.num_batches)
-    control = Control(params.checkpoint_minutes)
+    control = Control(params.checkpoint_minutes, world)
 
     def freeze(epoch: int) -> None:
         frozen = params.freeze and epoch < params.freeze.epochs

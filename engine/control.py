@@ -7,9 +7,11 @@ import time
 from types import FrameType
 from typing import Any
 
+from engine.distributed import World
 from engine.loop import Epoch, Event, Step
 from utils import UserError
 
+SAVE, SIGNALLED = 2, 100  # answers, the more urgent the larger
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -24,10 +26,12 @@ class Interrupted(UserError):
 
 
 class Control:
-    """`wants()` is asked after each step and each evaluation batch; it is cheap."""
+    """`wants()` is asked after each step and each evaluation batch; it is cheap. All ranks get the same answer."""
 
-    def __init__(self, checkpoint_minutes: float):
-        self.signal = 0
+    def __init__(self, checkpoint_minutes: float, world: World):
+        self.world = world
+        self.number = 0  # of a signal that came to this process
+        self.answer = 0
         self.interval = checkpoint_minutes * 60
         self.saved = self.shown = time.monotonic()
         self.watched = sys.__stderr__ is not None and sys.__stderr__.isatty()
@@ -39,19 +43,29 @@ class Control:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if self.number:
             os._exit(128 + number)  # asked twice: at once, the last commit stands
-        self.signal = number
+        self.number = number
+
+    def wants(self) -> bool:
+        """Whether the loop must give way now."""
+        now = time.monotonic()
+        wish = SAVE if now - self.saved >= self.interval else int(self.watched and now - self.shown > 0.5)
+        self.answer = self.world.largest(SIGNALLED + self.number if self.number else wish)
+        return self.answer > 0
+
+    @property
+    def signal(self) -> int:
+        """The signal that ends the run, as of the last `wants()`; 0 without one."""
+        return max(self.answer - SIGNALLED, 0)
 
     @property
     def save_due(self) -> bool:
-        return bool(self.signal) or time.monotonic() - self.saved >= self.interval
+        """Whether the state is to be committed, as of the last `wants()`."""
+        return self.answer >= SAVE
 
     def saved_now(self) -> None:
         self.saved = time.monotonic()
-
-    def wants(self) -> bool:
-        return self.save_due or (self.watched and time.monotonic() - self.shown > 0.5)
 
 
 class Bar:

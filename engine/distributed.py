@@ -1,11 +1,15 @@
 """torchrun in; rank, world, device out. One process is a world of one and needs nothing of this."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_CONTROL: list[Any] = []  # the process group, on CPUs, for what is no tensor of the training
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            on_gpu = device.startswith("cuda")
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+            _CONTROL[:] = [dist.new_group(backend="gloo")] if on_gpu else [dist.group.WORLD]
 
     def leave(self) -> None:
         if self.size > 1:
@@ -33,6 +39,11 @@ class World:
 
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether `error` says that another process of the run is gone: gloo's, or nccl's."""
+        words = ("gloo", "connection closed", "connection reset", "nccl", "process group")
+        return self.size > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -48,13 +59,41 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank when `flag` is on one."""
+    def largest(self, number: int) -> int:
+        """The largest `number` of all ranks, known to each. No GPU waits for it."""
         if self.size == 1:
-            return flag
+            return number
+        import torch
+        import torch.distributed as dist
+
+        value = torch.tensor(number)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=_CONTROL[0])
+        return int(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, known to each; tensors go through the CPU."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=_CONTROL[0])
+        return values
+
+    def cat(self, parts: "list[Tensor]") -> "Tensor":
+        """The tensors of all ranks as one, along the first axis, on the CPU when there are several."""
         import torch
 
-        return bool(self.all_sum(torch.tensor(int(flag))).item())
+        own = torch.cat(parts)
+        return own if self.size == 1 else torch.cat(self.gather(own.cpu()))
+
+    def share(self, tensors: "Sequence[Tensor]") -> None:
+        """Rank 0's values in these tensors of every rank: batch norm's statistics are of its part of the images."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def wrap(self, net: "nn.Module", device: str) -> Any:
         """The net whose backward averages gradients over ranks."""

@@ -100,30 +100,38 @@ class State:
         "history",
         "extensions",
     )
-    _TENSORS = ("sums", "recent", "logits", "labels")
+    _SHARED_OUT = ("sums", "recent", "logits", "labels")  # each of several ranks has its own
 
     @property
     def eval_net(self) -> nn.Module:
         """The weights that are evaluated and exported: the average when there is one."""
         return self.ema.module if self.ema else self.net
 
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {name: getattr(self, name) for name in (*self._PLAIN, *self._TENSORS)}
+    def shard(self) -> dict[str, Any]:
+        """What each of several ranks has for itself."""
+        return {name: getattr(self, name) for name in self._SHARED_OUT}
+
+    def state_dict(self, shards: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """All of it as tensors and built-in types. `shards`: of every rank, when there are several."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in self._PLAIN}
+        state["shards"] = shards or [self.shard()]
         state |= {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["ema"] = self.ema.module.state_dict() if self.ema else None
         state["scaler"] = self.scaler.state_dict() if self.scaler else None
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], rank: int = 0, world: int = 1) -> None:
+        """Take up a state_dict. With another number of ranks than it had, the shards are dealt out in turn."""
         device = next(self.net.parameters()).device
         for name in self._PLAIN:
             setattr(self, name, state[name])
-        for name in self._TENSORS:
-            held = state[name]
-            moved = (
-                {k: v.to(device) for k, v in held.items()} if isinstance(held, dict) else [v.to(device) for v in held]
-            )
-            setattr(self, name, moved)
+        for name in self._SHARED_OUT:
+            setattr(self, name, type(getattr(self, name))())
+        for shard in state["shards"][rank::world]:
+            for name in ("sums", "recent"):
+                add_sums(getattr(self, name), {key: value.to(device) for key, value in shard[name].items()})
+            for name in ("logits", "labels"):
+                getattr(self, name).extend(value.to(device) for value in shard[name])
         self.net.load_state_dict(state["net"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -215,7 +223,7 @@ def train_epoch(run: Run, state: State) -> Iterator[Event]:
         state.step += 1
         seen += num_images
         is_due = is_time(state.step, run.params.save_summary_steps, last_step)
-        if is_due or run.wants_control():
+        if run.wants_control() or is_due:
             event = make_step(run, state, is_due)
             elapsed = time.perf_counter() - begun
             state.seconds += elapsed
@@ -298,7 +306,8 @@ def make_step(run: Run, state: State, is_due: bool) -> Callable[[float], Step]:
 
 
 def close_training(run: Run, state: State) -> None:
-    """End of the training phase: its means are kept, and evaluation may start."""
+    """End of the training phase: its means are kept, and evaluation may start, of one net on all ranks."""
+    run.world.share([*state.net.buffers(), *(state.ema.module.buffers() if state.ema else ())])
     rates = learning_rates(run.optimizer)
     means = read_means(state.sums, run.world.all_sum)
     steps = state.step - state.epoch_step
@@ -338,7 +347,7 @@ def close_epoch(run: Run, state: State) -> Epoch:
     values = read_means(state.sums, run.world.all_sum)
     for name, metric in run.metrics.items():
         if not metric.per_image:
-            values[name] = float(metric(torch.cat(state.logits), torch.cat(state.labels)))
+            values[name] = float(metric(run.world.cat(state.logits), run.world.cat(state.labels)))
     row = dict(state.train_row)
     timing = {name: row.pop(name) for name in ("seconds", "images_per_second")}
     if not math.isfinite(values["loss"]):

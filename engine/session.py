@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
 from engine.control import Bar, Control, Interrupted
+from engine.distributed import World
 from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
 from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step, check_finite
@@ -39,11 +40,11 @@ def committed(plan: Plan) -> dict[str, Any] | None:
     return saved
 
 
-def restore(plan: Plan, state: State, saved: dict[str, Any] | None) -> None:
+def restore(plan: Plan, state: State, saved: dict[str, Any] | None, world: World) -> None:
     """Load what the plan starts from into `state`: the committed state, given weights, or nothing."""
     if saved:
         try:
-            state.load_state_dict(saved)
+            state.load_state_dict(saved, world.rank, world.size)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -168,9 +169,11 @@ class Session:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self.control.close()
         self.run.world.leave()
-        if not self.run.world.is_main:
-            return
         raised = error
+        if not self.run.world.is_main:
+            if raised and (error := self._explained(raised)) is not raised:
+                raise error from None
+            return
         try:
             self.writer.wait()
             if error is None:
@@ -194,6 +197,9 @@ class Session:
             return UserError(f"{error}{self._batch_of(error)}", EXIT_NONFINITE)
         if isinstance(error, OSError):
             return UserError(describe_oserror(error), EXIT_SYSTEM)
+        if self.run.world.is_lost(error):
+            reason = " ".join(str(error).split())[-160:]
+            return UserError(f"another process of this run ended ({reason}); the same command continues", EXIT_SYSTEM)
         if is_out_of_memory(error):
             size, accumulate = self.params.batch_size, self.params.accumulate
             ways = f"try --accumulate={2 * accumulate} (the same step in smaller parts), or a smaller batch_size"
@@ -202,7 +208,7 @@ class Session:
 
     def _batch_of(self, error: NonFiniteLoss) -> str:
         """The files of the batch where it happened: some in the message, all in train.log."""
-        if error.epoch is None or error.step is None:
+        if error.epoch is None or error.step is None or not self.run.world.is_main:
             return ""
         files = self.run.train_loader.files(error.epoch, error.step)
         logging.getLogger("train.file").error("the batch of that step: %s", " ".join(files))
@@ -211,13 +217,19 @@ class Session:
 
     def record(self, event: Event) -> None:
         """Commit when an epoch is over, a signal came or a checkpoint is due; log, plot, show. Raises Interrupted."""
-        signal = self.control.signal  # one that comes later waits for the next event
+        is_epoch = isinstance(event, Epoch)
+        if is_epoch:
+            self.control.wants()  # a signal that comes later waits for the next event
+        save = is_epoch or self.control.save_due
+        shards = self.run.world.gather(self.state.shard()) if save and not is_epoch else None
+        if save:
+            self.control.saved_now()
         if self.run.world.is_main:
-            self._write(event, save=bool(signal) or self.control.save_due)
-        if signal:
-            raise Interrupted(signal, self.state.step)
+            self._write(event, save, shards)
+        if self.control.signal:
+            raise Interrupted(self.control.signal, self.state.step)
 
-    def _write(self, event: Event, save: bool) -> None:
+    def _write(self, event: Event, save: bool, shards: list[dict[str, Any]] | None) -> None:
         self.bar.show(event, self.state.epoch_step)
         if self.writer.failed:
             self.writer.wait()  # raises
@@ -228,20 +240,19 @@ class Session:
                 observer.epoch(event, self.state.history)
         else:
             if save:
-                self._commit()
+                self._commit(shards=shards)
             if isinstance(event, Step) and event.due:
                 for observer in self.observers:
                     observer.step(event)
         self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
 
-    def _commit(self, epoch: Epoch | None = None) -> None:
+    def _commit(self, epoch: Epoch | None = None, shards: list[dict[str, Any]] | None = None) -> None:
         """Have the state of this instant written. `epoch`: it stands right after an evaluation."""
         check_finite(self.state)
         weights = weights_file(self.state.eval_net.state_dict(), self.kit) if epoch else None
         is_best = epoch is not None and epoch.is_best
-        state = Snapshot.of(self.state.state_dict())
+        state = Snapshot.of(self.state.state_dict(shards))
         self.writer.submit(self._save, state, weights, self.state.history, self._best_row(), is_best)
-        self.control.saved_now()
 
     def _save(
         self,

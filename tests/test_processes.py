@@ -86,7 +86,7 @@ def test_orphaned_workers_hold_no_lock_and_die(data, tmp_path):
     wait_for(folder / "history.json", first)
     first.kill(), first.communicate()
     Folder(folder).acquire()  # at once: nobody else holds it
-    end = time.monotonic() + 3
+    end = time.monotonic() + 1
     with pytest.raises(ProcessLookupError):
         while time.monotonic() < end:
             os.killpg(first.pid, 0)
@@ -147,6 +147,37 @@ def test_little_shared_memory_means_no_workers(data, monkeypatch):
     part = loader(data, cache="off", num_workers=2)
     assert part.num_workers == 0 and "no workers: 0 MiB of shared memory" in part.description
     assert len(batches(part)) == part.num_batches
+
+
+# --- several processes ----------------------------------------------------------------------------------------
+
+
+def torchrun(data: Path, folder: Path) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    return [*launcher, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
+
+
+def pid_of_rank(rank: int, folder: Path) -> int:
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            words = (path.parent / "cmdline").read_bytes()
+            if f"RANK={rank}".encode() in path.read_bytes().split(b"\0") and str(folder).encode() in words:
+                return int(path.parent.name)
+    raise LookupError(rank)
+
+
+def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data, tmp_path):
+    values = {"num_epochs": 12, "ema": 0.9, "checkpoint_minutes": 0.0003}
+    whole, folder = experiment(tmp_path / "whole", **values), experiment(tmp_path / "e", **values)
+    assert subprocess.run(torchrun(data, whole), capture_output=True).returncode == 0
+    process = subprocess.Popen(torchrun(data, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(folder / "history.json", process)
+    os.kill(pid_of_rank(1, folder), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "another process of this run ended" in printed, printed[-3000:]
+    done = subprocess.run(torchrun(data, folder), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "continuing at epoch" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    assert weights(folder) == weights(whole) and history(folder) == history(whole)
 
 
 # --- places ---------------------------------------------------------------------------------------------------
