@@ -126,7 +126,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @contextmanager
 def no_signals() -> Iterator[None]:
-    """Signals wait, here and in the children that are forked here: those would die of one before they ignore it."""
+    """Signals wait, here until the end of the block, and for ever in the children that are forked in it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -135,9 +135,7 @@ def no_signals() -> Iterator[None]:
 
 
 def _start_worker(number: int, parent: int) -> None:
-    """Signals are the parent's business, and threads too: a worker has one. It dies with its parent."""
-    for name in SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
+    """A worker dies with its parent, and has one thread. Signals are the parent's business: see no_signals."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before
@@ -321,7 +319,7 @@ class Loader:
             collate_fn=torch.from_numpy,
             timeout=WORKER_SECONDS,
         )
-        with no_signals():  # until the workers ignore them
+        with no_signals():
             raw = iter(loader)
         try:
             for images, part in zip(raw, planned, strict=True):

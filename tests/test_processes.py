@@ -93,6 +93,31 @@ def test_orphaned_workers_hold_no_lock_and_die(data, tmp_path):
             time.sleep(0.02)
 
 
+def test_a_signal_to_the_workers_changes_nothing(data, tmp_path):
+    folder = experiment(tmp_path / "e", num_epochs=6, num_workers=2, augment=["HorizontalFlip", "RandomGamma"])
+    process = train(data, folder)
+    wait_for(folder / "history.json", process)
+    reached = 0
+    while process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+            for child in children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, number)
+                    reached += 1
+        time.sleep(0.05)
+    _, err = process.communicate()
+    assert process.returncode == 0 and reached >= 8, err
+
+
+def children(pid: int) -> list[int]:
+    """Its child processes, whichever of its threads began them."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in path.read_text().split()]
+    return found
+
+
 def test_where_folders_cannot_be_locked_params_json_is(data, tmp_path, monkeypatch):
     """NFS: flock of a directory is an error there; there is no NFS here, so the error is made."""
     real = fcntl.flock
@@ -183,12 +208,11 @@ def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data,
 # --- places ---------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_deleted_while_it_trains(data, tmp_path):
+def test_a_folder_that_is_gone_while_it_trains_is_not_made_again(data, tmp_path):
     folder = experiment(tmp_path / "e", num_epochs=2000)
     process = train(data, folder)
     wait_for(folder / "history.json", process)
-    while folder.exists():  # it is being written to
-        shutil.rmtree(folder, ignore_errors=True)
+    folder.rename(tmp_path / "elsewhere")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5 and "Traceback" not in err and "No such file" in err, err
     assert not folder.exists()
