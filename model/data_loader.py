@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -135,12 +136,21 @@ def no_signals() -> Iterator[None]:
 
 
 def _start_worker(number: int, parent: int) -> None:
-    """A worker dies with its parent, and has one thread. Signals are the parent's business: see no_signals."""
+    """A worker ends with its parent or at its word, and computes with one thread. No other signal reaches it."""
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before
             os._exit(1)
     torch.set_num_threads(1)
+
+
+def _end_when_told(parent: int) -> None:
+    """SIGTERM is blocked in a worker, see no_signals; the parent's must end it, or that would wait for it for ever."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def shared_memory() -> int:

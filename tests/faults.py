@@ -212,11 +212,12 @@ def run(kills: int, signals: list[int], seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
         import albumentations  # noqa: F401
+        import torch._dynamo  # noqa: F401
+
         import engine.figures  # noqa: F401
         import engine.session  # noqa: F401
         import model.data_loader
         import model.net  # noqa: F401
-        import torch._dynamo  # noqa: F401
         import train  # noqa: F401 (warm: what a training imports is imported before the forks)
         from kit import make_dataset
 

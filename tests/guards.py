@@ -75,7 +75,7 @@ GUARDS = [
     Guard("forked children let the lock go", "engine/lock.py", "os.register_at_fork(after_in_child=_let_go)\n", "",
           f"{P}::test_orphaned_workers_hold_no_lock_and_die"),
     Guard("workers die with their parent", "model/data_loader.py", "        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n", "",
-          f"{P}::test_orphaned_workers_hold_no_lock_and_die"),
+          f"{P}::test_a_worker_that_hangs_dies_with_its_parent"),
     Guard("a dead worker's file is named", "model/data_loader.py", "            self.at[worker.id % len(self.at)] = position", "            pass",
           f"{P}::test_a_worker_that_dies_names_the_file"),
     Guard("worker timeout", "model/data_loader.py", "            timeout=WORKER_SECONDS,\n", "", f"{P}::test_a_worker_that_hangs_names_the_file"),

@@ -18,6 +18,7 @@ import pytest
 from helpers_data import batches, loader
 
 from engine.folder import Folder
+from engine.lock import is_alive
 from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
 from model.images import ImageError
 from utils import UserError
@@ -84,13 +85,15 @@ def test_orphaned_workers_hold_no_lock_and_die(data, tmp_path):
     folder = experiment(tmp_path / "e", num_epochs=200, num_workers=2, augment=["HorizontalFlip", "RandomGamma"])
     first = train(data, folder, start_new_session=True)
     wait_for(folder / "history.json", first)
+    workers: list[int] = []
+    while len(workers) < 2:
+        workers = children(first.pid)
     first.kill(), first.communicate()
     Folder(folder).acquire()  # at once: nobody else holds it
-    end = time.monotonic() + 1
-    with pytest.raises(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(first.pid, 0)
-            time.sleep(0.02)
+    end = time.monotonic() + 2
+    while any(map(is_alive, workers)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(map(is_alive, workers))
 
 
 def test_a_signal_to_the_workers_changes_nothing(data, tmp_path):
@@ -160,11 +163,29 @@ def test_a_worker_that_hangs_names_the_file(data, monkeypatch):
     part = loader(data, cache="off", num_workers=1)
     victim = part.paths[3]
     real = part.images.source.read.__func__.__globals__["read_image"]
-    monkeypatch.setattr("model.source.read_image", lambda p: time.sleep(99) if str(p).endswith(victim) else real(p))
+    monkeypatch.setattr("model.source.read_image", lambda p: time.sleep(20) if str(p).endswith(victim) else real(p))
     monkeypatch.setattr("model.data_loader.WORKER_SECONDS", 1)
     with pytest.raises(ImageError, match="died or hung") as caught:
         batches(part)
     assert victim in str(caught.value)
+
+
+def test_a_worker_that_hangs_dies_with_its_parent(data, monkeypatch):
+    part = loader(data, cache="off", num_workers=1)
+    monkeypatch.setattr("model.source.read_image", lambda path: time.sleep(20))
+    parent = os.fork()
+    if parent == 0:
+        with contextlib.suppress(BaseException):
+            batches(part)
+        os._exit(1)
+    while not (workers := children(parent)):
+        time.sleep(0.02)
+    time.sleep(0.5)  # it is hanging now
+    os.kill(parent, signal.SIGKILL), os.waitpid(parent, 0)
+    end = time.monotonic() + 2
+    while any(map(is_alive, workers)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(map(is_alive, workers))
 
 
 def test_little_shared_memory_means_no_workers(data, monkeypatch):
