@@ -1,6 +1,6 @@
 """`build_dataset.py --check` on a large dataset folder with faults planted in it: how long, and are all found?
 
-    python benchmarks/check_dataset.py --data_dir data/cifar10 --splits train valid --repeats 3
+    python benchmarks/check_dataset.py --data_dir data/cifar10 --repeats 3
 
 The folder is copied by hard links; the planted files are new ones.
 """
@@ -39,7 +39,7 @@ def plant(data: Path, splits: list[str]) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--splits", nargs="+", default=["train", "valid"])
+    parser.add_argument("--splits", nargs="+", default=["train", "test"])
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.data_dir.resolve().parent) as work:
