@@ -85,17 +85,20 @@ class Folder:
         path = self.path / name
         return read_json(path) if path.exists() else default
 
-    def record(self, name: str, **kinds: Any) -> dict[str, Any]:
-        """A JSON object of the folder, {} when it is missing. UserError (exit 3) when a value is not of its kind."""
+    def record(self, name: str, default: dict[str, Any] | None = None, **kinds: Any) -> dict[str, Any]:
+        """A JSON object of the folder over `default`, {} when it is missing.
+
+        UserError (exit 3) when it is no object, or a value is not of its kind.
+        """
         if not (self.path / name).exists():
             return {}
         value = self.read(name)
-        wrong = [
-            key for key, kind in kinds.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)
-        ]
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path / name} is damaged (no JSON object)", EXIT_DAMAGED)
+        value = (default or {}) | value
+        wrong = [key for key, kind in kinds.items() if not isinstance(value.get(key), kind)]
         if wrong:
-            what = ", ".join(wrong) if isinstance(value, dict) else "no JSON object"
-            raise UserError(f"{self.path / name} is damaged ({what})", EXIT_DAMAGED)
+            raise UserError(f"{self.path / name} is damaged ({', '.join(wrong)})", EXIT_DAMAGED)
         return value
 
     def resolved(self) -> dict[str, Any]:
@@ -130,10 +133,10 @@ class Folder:
 
     def status(self) -> dict[str, Any]:
         """How it stands. It is told to people; nothing is decided by what cannot be read."""
-        unknown = {"state": "created", "epoch": 0, "step": 0, "message": ""}
+        unknown = {"state": "created", "epoch": 0, "step": 0, "message": "", "pid": 0, "host": ""}
         try:
             kinds = {"state": str, "epoch": int, "step": int, "message": str, "pid": int, "host": str}
-            return unknown | self.record(STATUS, **kinds)
+            return self.record(STATUS, unknown, **kinds) or unknown
         except UserError as error:
             return unknown | {"state": "unknown", "message": str(error)}
 

@@ -20,6 +20,7 @@ from engine.lock import is_alive
 from include import (
     ATTEMPTS,
     CHECKPOINTS,
+    META,
     METRICS_BEST,
     METRICS_TEST,
     PARAMS,
@@ -109,8 +110,9 @@ def read_rows(folders: Iterable[Path], parent: Path | None = None) -> tuple[list
 def read_row(path: Path, name: str) -> Row:
     """The row of one folder. UserError, or whatever a file of another shape causes."""
     folder = Folder(path)
-    resolved = folder.resolved()
-    meta = folder.meta()
+    resolved, meta = folder.record(RESOLVED), folder.record(META)
+    if not resolved:
+        raise UserError(f"{path / RESOLVED}: no such file")
     params = flatten({key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED})
     if meta.get("data_dir"):
         params["data"] = Path(meta["data_dir"]).name
@@ -123,7 +125,7 @@ def read_row(path: Path, name: str) -> Row:
         num_looks=count_looks(looks),
         history=[dict(row) for row in folder.history()],
         status=status_of(path),
-        minimized=frozenset(["loss", *meta.get("minimize", [])]),
+        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
     )
 
 

@@ -84,7 +84,7 @@ def test_a_crash_at_every_file_system_call_of_a_save_loses_nothing(tmp_path, ste
         before = len(made)
         save(folder, step, value)
         num = len(made) - before
-    assert num > 40
+    assert num > 60
     for at in range(1, num + 1):
         folder = fresh(tmp_path, at)
 
