@@ -155,9 +155,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def status_of(path: Path) -> str:
-    """created, running, killed (it says running, but its process is gone), interrupted, failed or done."""
+    """created, running, killed (it says running, but its process is gone), interrupted, failed or done. UserError."""
     status = Folder(path).status()
     state = str(status["state"])
+    if state == "unknown":
+        raise UserError(status["message"])
     if state != "running" or status.get("host") != socket.gethostname():
         return state
     return state if is_alive(int(status["pid"])) else "killed"
