@@ -96,6 +96,25 @@ def test_orphaned_workers_hold_no_lock_and_die(data, tmp_path):
     assert not any(map(is_alive, workers))
 
 
+def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path):
+    folder = experiment(tmp_path / "e")
+    parent = os.fork()
+    if parent == 0:
+        Folder(folder).acquire()
+        if os.fork() == 0:
+            time.sleep(20)
+        (folder / "held").touch()
+        time.sleep(20)
+        os._exit(0)
+    wait_for(folder / "held")
+    child = children(parent)[0]
+    os.kill(parent, signal.SIGKILL), os.waitpid(parent, 0)
+    begun = time.monotonic()
+    with Folder(folder).locked():
+        assert is_alive(child) and time.monotonic() - begun < 1
+    os.kill(child, signal.SIGKILL)
+
+
 def test_a_signal_to_the_workers_changes_nothing(data, tmp_path):
     folder = experiment(tmp_path / "e", num_epochs=6, num_workers=2, augment=["HorizontalFlip", "RandomGamma"])
     process = train(data, folder)
