@@ -81,7 +81,7 @@ def derive_again(folder: Folder, saved: dict[str, Any] | None = None) -> list[st
 
     `saved`: the state to go on from, when it is not the last one. UserError (exit 3) when the best weights are lost.
     """
-    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), folder.meta().get("minimize", [])
+    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), folder.meta().get("minimize") or []
     manifest, metric = checkpoints.manifest(), resolved["best_metric"].rpartition(":")[2]
     saved = saved or checkpoints.read(manifest["last"])
     best = best_row(saved["history"], metric, metric in minimized)

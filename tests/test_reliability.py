@@ -281,6 +281,23 @@ def test_derived_files_come_back_from_the_checkpoint(trained, tmp_path, data, na
     assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0 and (folder / name).read_bytes() == whole
 
 
+def test_of_a_damaged_best_state_the_exported_weights_are_left(data, tmp_path):
+    """The best epoch is an early one: a rate of 0.5 after it makes things worse."""
+    values = {"num_epochs": 3, "lr_schedule": [[1, 0.02], [3, 5.0]], "best_metric": "loss"}
+    folder = experiment(tmp_path / "e", **values)
+    assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
+    manifest, kept = read_manifest(folder / "checkpoints"), weights(folder)
+    assert manifest["best"]["epoch"] == 1 and manifest["last"]["epoch"] == 3
+    path = folder / "checkpoints" / manifest["best"]["file"]
+    path.write_bytes(path.read_bytes()[:-9])
+    code, printed = call("train", "--data_dir", data, "--model_dir", folder, "--extend=1")
+    assert code == 0 and "is damaged" in printed and "best.safetensors is whole and stays" in printed, printed
+    assert weights(folder) == kept
+    (folder / "weights/best.safetensors").write_bytes(kept[:-9])
+    code, printed = call("train", "--data_dir", data, "--model_dir", folder, "--extend=2")
+    assert code == 3, printed
+
+
 # --- non-finite -----------------------------------------------------------------------------------------------
 
 
