@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers_data import batches, loader
 
+from engine.checkpoint import Checkpoints, Snapshot
 from engine.folder import Folder
 from engine.lock import is_alive
 from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
@@ -255,6 +256,9 @@ def test_a_folder_that_is_gone_while_it_trains_is_not_made_again(data, tmp_path)
     folder.rename(tmp_path / "elsewhere")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5 and "Traceback" not in err and "No such file" in err, err
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):  # whichever write came first above
+        Checkpoints(folder).commit(Snapshot(b"", "epoch_0001", 1, 1, 1.0), epoch_done=True, is_best=True, keep_last=1)
     assert not folder.exists()
 
 
