@@ -45,12 +45,6 @@ class World:
         words = ("gloo", "connection closed", "connection reset", "nccl", "process group")
         return self.size > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
-
     def all_sum(self, tensor: "Tensor") -> "Tensor":
         """The sum of `tensor` over all ranks."""
         if self.size > 1:

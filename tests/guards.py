@@ -91,6 +91,21 @@ GUARDS = [
           f"{H}::test_no_payload_runs_wherever_weights_or_states_are_read"),
     Guard("weights only, of weights", "utils.py", 'map_location="cpu", weights_only=True)', 'map_location="cpu", weights_only=False)',
           f"{H}::test_no_payload_runs_wherever_weights_or_states_are_read"),
+    Guard("a worker ends at its parent's word", "model/data_loader.py", "        threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()\n",
+          "        pass\n", f"{P}::test_a_worker_that_hangs_ends_when_its_parent_does"),
+    Guard("not writable is said first", "train.py", "            folder.check_writable()\n", "",
+          f"{P}::test_what_may_not_be_written_is_said_before_anything_is_loaded"),
+    Guard("closed streams are opened", "utils.py", "    _open_streams()\n    try:", "    try:", f"{P}::test_a_closed_console_stops_nothing"),
+    Guard("ranks agree", "engine/control.py", "self.world.largest(SIGNALLED + self.number if self.number else wish)",
+          "SIGNALLED + self.number if self.number else wish", f"{P}::test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues"),
+    Guard("a lost rank is said", "engine/session.py", "if self.run.world.is_lost(error):", "if False:",
+          f"{P}::test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues"),
+    Guard("a damaged best state is not fatal", "engine/session.py", "        except UserError as damaged:\n            if entry", "        except ZeroDivisionError as damaged:\n            if entry",
+          f"{R}::test_of_a_damaged_best_state_the_exported_weights_are_left"),
+    Guard("types of records", "engine/folder.py", "        wrong = [key for key, kind in kinds.items() if not isinstance(value.get(key), kind)]\n",
+          "        wrong = []\n", f"{H}::test_json_of_the_right_shape_with_wrong_types_is_no_traceback"),
+    Guard("errors of archives", "model/build.py", "    except Exception as error:  # of damaged,", "    except OSError as error:  # of damaged,",
+          f"{H}::test_an_archive_that_cannot_be_read_is_one_line"),
 ]  # fmt: skip
 
 

@@ -203,6 +203,20 @@ def test_nothing_of_a_hostile_zip_lands_outside(tmp_path):
     assert not Path("/tmp/OUT_OF_THE_KIT").exists()
 
 
+def test_an_archive_that_cannot_be_read_is_one_line(tmp_path):
+    """A compression nobody knows, and a password: zipfile has an error of another type for each."""
+    for at, value in ((8, 99), (6, 1)):  # method, flags: offsets in the local header, two more in the central one
+        archive = tmp_path / f"{at}.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("train/a/1.png", b"x")
+        content = bytearray(archive.read_bytes())
+        content[at] = content[content.index(b"PK\x01\x02") + at + 2] = value
+        archive.write_bytes(content)
+        code, printed = call("build_dataset", "--source", archive, "--data_dir", tmp_path / "data")
+        assert code == 2 and "cannot be unpacked" in printed and len(printed.strip().splitlines()) == 1, printed
+        assert not (tmp_path / "data").exists()
+
+
 def look(tmp_path: Path, archive: Path) -> None:
     """Build from the archive: refused, and nothing but the target is written; links to elsewhere are not followed."""
     before = tree(tmp_path)
@@ -291,10 +305,11 @@ def test_json_of_the_right_shape_with_wrong_types_is_no_traceback(trained_folder
     data, folder = trained_folder
     for name in ("record/resolved.json", "record/meta.json"):
         values = json.loads((folder / name).read_text())
-        for key in values:
+        for key, value in values.items():
+            wrong = [1] if isinstance(value, dict) else {"wrong": [1]}
             copy = tmp_path / f"{Path(name).stem}_{key}"
             shutil.copytree(folder, copy, symlinks=True)
-            (copy / name).write_text(json.dumps(values | {key: {"wrong": [1]}}))
+            (copy / name).write_text(json.dumps(values | {key: wrong}))
             for script in ("train", "evaluate"):
                 code, printed = call(script, "--data_dir", data, "--model_dir", copy)
                 assert code in (0, 2, 3), f"{script} {name} {key}: {code} {printed}"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -208,6 +209,28 @@ def test_a_worker_that_hangs_dies_with_its_parent(data, monkeypatch):
     assert not any(map(is_alive, workers))
 
 
+def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
+    """The parent is interrupted while it waits for a batch: at its exit it must not wait for the worker for ever."""
+    part = loader(data, cache="off", num_workers=1)
+    monkeypatch.setattr("model.source.read_image", lambda path: time.sleep(60))
+    parent = os.fork()
+    if parent == 0:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.alarm(1)
+        try:
+            next(part.batches(0))
+        except KeyboardInterrupt:
+            multiprocessing.util._exit_function()  # what the interpreter does at its end
+            os._exit(0)
+        os._exit(1)
+    begun = time.monotonic()
+    while not (ended := os.waitpid(parent, os.WNOHANG))[0] and time.monotonic() - begun < 30:
+        time.sleep(0.05)
+    if not ended[0]:
+        os.kill(parent, signal.SIGKILL)
+    assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 0
+
+
 def test_little_shared_memory_means_no_workers(data, monkeypatch):
     monkeypatch.setattr("model.data_loader.shared_memory", lambda: 1000)
     part = loader(data, cache="off", num_workers=2)
@@ -235,7 +258,7 @@ def pid_of_rank(rank: int, folder: Path) -> int:
 def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data, tmp_path):
     values = {"num_epochs": 12, "ema": 0.9, "checkpoint_minutes": 0.0003}
     whole, folder = experiment(tmp_path / "whole", **values), experiment(tmp_path / "e", **values)
-    assert subprocess.run(torchrun(data, whole), capture_output=True).returncode == 0
+    assert subprocess.run(torchrun(data, whole), capture_output=True, timeout=120).returncode == 0
     process = subprocess.Popen(torchrun(data, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(folder / "history.json", process)
     os.kill(pid_of_rank(1, folder), signal.SIGKILL)
