@@ -68,18 +68,20 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     from engine.inference import load_trained, parameters
     from model.metric import make_metrics
     from model.net import make_net
+    from model.tta import averaged
 
     split = str(SPLIT_SYNONYMS.get(args.split, args.split))
     if split not in SPLITS:
         raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
     say = partial(print, file=sys.stderr if args.json else sys.stdout)
-    trained = load_trained(folder, args.restore_file, make_net, overrides)
+    trained = load_trained(folder, args.restore_file, make_net, averaged, overrides)
     params = parameters(folder, overrides, trained)
     check_classes(folder, trained)
     loader = fetch(split, find_data(folder, args.data_dir), params, trained, args.cache_dir)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     of_epoch = f" (epoch {trained.epoch})" if trained.epoch else ""
-    say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32\n{loader.description}")
+    views = f", tta {trained.tta}" if trained.tta != "none" else ""
+    say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32{views}\n{loader.description}")
 
     found = collect(trained, loader)
     values = measure(metrics, found.logits, found.labels)

@@ -87,6 +87,7 @@ class Keys(Strict):
     pretrain: Switch | Text = key(NET, 0, "1: published weights. Or a local .safetensors or .pth file.", alias="pretrained")
     n_clas: int | None = key(NET, None, "Number of classes; null: as the data has.", alias="num_classes", ge=1)
     ps: float = key(NET, 0.0, "Dropout before the last linear layer.", alias="head_dropout", ge=0, lt=1)
+    tta: Literal["none", "flip", "flip_translate"] = key(NET, "none", "Views of an image whose logits are averaged when it is evaluated.")
     freeze: Freeze | None = key(NET, None, "Layer groups that do not learn at first; null: none.")
     ema: float = key(NET, 0.0, "Decay of the weight average that is evaluated and kept, per step; 0: off.", ge=0, lt=1)
 
@@ -110,7 +111,7 @@ class Keys(Strict):
     loss: Text = key(OPT, "cross_entropy", "cross_entropy, focal, FILE.py:NAME.", names="cross_entropy focal")
     label_smoothing: float = key(OPT, 0.0, "Share of the target that is spread over all classes.", ge=0, lt=1)
     class_weights: Literal["balanced"] | Annotated[list[Positive], Field(min_length=1)] | None = key(OPT, None, "One weight per class in the loss; balanced: the rarer the heavier; null: none.")
-    optimizer: Text = key(OPT, "sgd", "sgd (Nesterov), adam, adamw, rmsprop, FILE.py:NAME.", names="sgd adam adamw rmsprop")
+    optimizer: Text = key(OPT, "sgd", "sgd (Nesterov), adam, adamw, rmsprop, muon, FILE.py:NAME.", names="sgd adam adamw rmsprop muon")
     optimizer_args: dict[str, Any] = key(OPT, {}, "More keyword arguments of the optimizer.")
     learning_rate: Positive | Annotated[list[Positive], Field(min_length=1)] = key(OPT, 0.05, "Peak rate; a list: one per layer group, earliest layers first.")
     wd: float = key(OPT, 5e-4, "Weight decay, of tensors with two or more dimensions.", alias="weight_decay", ge=0)
@@ -129,7 +130,7 @@ class Keys(Strict):
     cuda: Switch = key(DEVICE, 1, "0: on the CPU. 1: on an accelerator if there is one.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key(DEVICE, "auto", "Of the forward pass. auto: what the machine is fast at.")
     threads: int | None = key(DEVICE, None, "CPU threads; null: one per core.", ge=1, le=4096)
-    compile: Switch = key(DEVICE, 0, "1: torch.compile.")
+    compile: Literal["auto"] | Switch = key(DEVICE, "auto", "1: torch.compile. auto: on a GPU, for a run of 10,000 steps or more.")
     deterministic: Switch = key(DEVICE, 0, "1: the same bits on a GPU each time, at some cost.")
     seed: int = key(DEVICE, 0, "Of weights, order, augmentation, dropout.", ge=0, lt=2**63)
 
@@ -175,7 +176,7 @@ NO_EFFECT: list[tuple[str, Callable[[Keys], Any], str]] = [
     ("warmup", lambda p: p.warmup and p.lr_schedule, "lr_schedule says every rate itself"),
     ("warmup", lambda p: p.warmup and not p.lr_schedule and p.scheduler == "one_cycle", "one_cycle has its own rise, pct_start"),
     ("learning_rate", lambda p: p.lr_schedule and not isinstance(p.learning_rate, list), "lr_schedule says every rate itself"),
-    ("momentum", lambda p: p.optimizer not in ("sgd", "rmsprop"), "only sgd and rmsprop have it"),
+    ("momentum", lambda p: p.optimizer not in ("sgd", "rmsprop"), "only sgd and rmsprop have it; others by optimizer_args"),
     ("momentum", lambda p: "momentum" in p.optimizer_args, "optimizer_args says another one"),
     ("label_smoothing", lambda p: p.label_smoothing and p.loss == "focal", "only loss cross_entropy has it"),
     ("cuda", lambda p: p.device != "auto", "device says where to compute"),
@@ -205,7 +206,7 @@ _WANTED = {
     "data_dir": "data dataset_dir root", "observers": "callbacks loggers logger", "ema": "ema_decay model_ema",
     "save_summary_steps": "log_interval print_freq log_every", "limit_train": "limit_train_batches subset",
     "valid_fraction": "val_split valid_split val_fraction", "best_metric": "eval_metric", "base": "parent inherit extends",
-    "keep_last": "save_top_k keep", "compile": "torch_compile", "threads": "num_threads", "div_factor": "div",
+    "keep_last": "save_top_k keep", "compile": "torch_compile", "tta": "test_time_augmentation", "threads": "num_threads", "div_factor": "div",
     "arch_args": "model_args", "arch_args.n_filters": "n_filters num_filters filters", "hyper_search": "hyperparams search_space grid",
     "early_stopping.patience": "patience", "early_stopping.monitor_metric": "monitor monitor_metric",
     "early_stopping.min_delta": "min_delta", "early_stopping.minimize": "minimize mode", "early_stopping": "early_stop",

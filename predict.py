@@ -117,8 +117,8 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
-    if other := set(overrides) - {"device", "cuda"}:
-        raise UserError(f"--{min(other)}: it is part of what was trained; possible here: --device")
+    if other := set(overrides) - {"device", "cuda", "tta"}:
+        raise UserError(f"--{min(other)}: it is part of what was trained; possible here: --device, --tta")
     if args.top < 1:
         raise UserError(f"--top: {args.top} given; at least 1")
     paths = list(find_images(args.images))
@@ -132,8 +132,9 @@ def main(argv: list[str]) -> int:
 
     from engine.inference import load_trained
     from model.net import make_net
+    from model.tta import averaged
 
-    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, overrides)
+    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, averaged, overrides)
     rows = list(predict(trained, paths, min(args.top, len(trained.classes))))
     failed = sum(bool(row["error"]) for row in rows)
     if args.csv:

@@ -11,6 +11,7 @@ be changed by its name. The same command again continues where it stopped, to th
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,10 @@ def cross_entropy(logits, labels, weight=None, label_smoothing=0.0):
 
 def focal(logits, labels, weight=None, gamma=2.0):
     """Cross-entropy times (1 - p)^gamma: easy images count less (Lin et al., arXiv:1708.02002). -> (B,)"""
-    from torch.nn.functional import one_hot
-
     log_p = logits.log_softmax(dim=1)  # (B, K)
-    target = labels if labels.ndim == 2 else one_hot(labels, logits.shape[1]).to(log_p.dtype)  # (B, K)
-    terms = target * (1 - log_p.exp()) ** gamma * -log_p
-    return (terms * weight if weight is not None else terms).sum(dim=1)
+    terms = (1 - log_p.exp()) ** gamma * -log_p
+    terms = terms * weight if weight is not None else terms
+    return (terms * labels).sum(dim=1) if labels.ndim == 2 else terms.gather(1, labels[:, None])[:, 0]
 
 
 LOSSES = {"cross_entropy": cross_entropy, "focal": focal}
@@ -69,13 +68,12 @@ def make_loss(params: Params, class_counts: list[int], device: str) -> Any:
 
 # --- and how ----------------------------------------------------------------------------------------
 
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
+OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
+OPTIMIZERS |= {"muon": "engine.muon:Muon"}  # module:name; a class can stand here too
 
 
 def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.optim.Optimizer:
     """One learning rate per layer group; matrices and filters decay, biases and norm gains (ndim < 2) do not."""
-    import torch
-
     from model.net import layer_groups
 
     layers = layer_groups(net)
@@ -90,7 +88,7 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
         groups.append(group | {"params": [p for p in layer if p.ndim >= 2], "weight_decay": params.wd})
         groups.append(group | {"params": [p for p in layer if p.ndim < 2], "weight_decay": 0.0})
     found = lookup(OPTIMIZERS, params.optimizer, "optimizer", params.folder)
-    cls = getattr(torch.optim, found) if isinstance(found, str) else found
+    cls = pkgutil.resolve_name(found) if isinstance(found, str) else found
     ours: dict[str, Any] = {"fused": True} if fused and "fused" in inspect.signature(cls).parameters else {}
     if params.optimizer in ("sgd", "rmsprop"):
         ours["momentum"] = params.momentum
@@ -101,6 +99,13 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
         return cls([group for group in groups if group["params"]], **(ours | params.optimizer_args))
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_args: {cls.__name__} refuses them: {error}") from None
+
+
+def freeze(net: torch.nn.Module, params: Params, epoch: int) -> None:
+    """Before each epoch: the first layer groups learn nothing until `freeze.epochs` are over."""
+    from model.net import set_frozen
+
+    set_frozen(net, params.freeze.groups if params.freeze and epoch < params.freeze.epochs else 0)
 
 
 # --- the whole run ----------------------------------------------------------------------------------
@@ -117,17 +122,18 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.session import Session, committed, plan_steps, restore
     from model.data_loader import fetch_dataloader
     from model.metric import make_metrics
-    from model.net import make_net, set_frozen
+    from model.net import make_net
+    from model.tta import averaged
 
     params, world = plan.params, find_world()
     device = precision.pick_device(params, world.local_rank)
-    choice = precision.choose(params, device)
-    precision.apply(choice, params)
     world.connect(device)
 
     loaders = fetch_dataloader(["train", "valid"], plan.data_dir, params, device=device, rank=world.rank,
                                world=world.size, cache_dir=args.cache_dir, pinned=plan.pinned or None)  # fmt: skip
     loader = loaders["train"]
+    choice = precision.choose(params, device, params.num_epochs * loader.num_batches, world.local_size)
+    precision.apply(choice, params)
     params = plan.pin(params, loaders, choice.to_dict(), precision.machine_kind(device))
     saved = committed(plan)
     net = make_net(params, len(loader.classes), weights=saved and saved["net"])
@@ -138,12 +144,9 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     state = State(net, optimizer, Ema(net, params.ema) if params.ema else None, precision.make_scaler(choice))
     restore(plan, state, saved, world)
     first, total = plan_steps(plan, params, state, loader.num_batches)
+    if args.prepare:
+        return print(*(part.description for part in loaders.values()), "prepared; the folder is as it was", sep="\n")
     control = Control(params.checkpoint_minutes, world)
-
-    def freeze(epoch: int) -> None:
-        frozen = params.freeze and epoch < params.freeze.epochs
-        set_frozen(net, params.freeze.groups if frozen else 0)
-
     run = Run(
         net=net,
         optimizer=optimizer,
@@ -155,9 +158,10 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
         total_steps=total,
         params=params,
         autocast=choice.autocast,
-        forward=world.wrap(precision.compiled(net, choice), device),
+        forward=world.wrap(precision.compiled(net, choice, loader.rows), device),
+        average_views=partial(averaged, tta=params.tta),
         world=world,
-        before_epoch=freeze,
+        before_epoch=partial(freeze, net, params),
         wants_control=control.wants,
     )
     with Session(plan, params, run, state, control, args, choice.describe()) as session:

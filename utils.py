@@ -250,6 +250,11 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it lives as long as the process)
 
 
+def cache_home() -> Path:
+    """The kit's part of the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-folders"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, or one of torch's: CUDA's has a type of its own, the CPU's a RuntimeError."""
     return (

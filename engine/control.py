@@ -51,7 +51,7 @@ class Control:
         """Whether the loop must give way now."""
         now = time.monotonic()
         wish = SAVE if now - self.saved >= self.interval else int(self.watched and now - self.shown > 0.5)
-        self.answer = self.world.largest(SIGNALLED + self.number if self.number else wish)
+        self.answer = self.world.agree(SIGNALLED + self.number if self.number else wish)
         return self.answer > 0
 
     @property

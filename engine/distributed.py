@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 
 _CONTROL: list[Any] = []  # the process group, on CPUs, for what is no tensor of the training
+_UNDER_WAY: list[Any] = []  # what the ranks are agreeing on
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1  # processes on this machine
 
     @property
     def is_main(self) -> bool:
@@ -53,16 +56,24 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, number: int) -> int:
-        """The largest `number` of all ranks, known to each. No GPU waits for it."""
+    def agree(self, number: int) -> int:
+        """The largest number that any rank gave at the call before this one; 0 at first. Each rank gets the same.
+
+        The numbers of this call travel while the ranks compute: nobody waits for them here, and no GPU does.
+        """
         if self.size == 1:
             return number
         import torch
         import torch.distributed as dist
 
+        answer = 0
+        if _UNDER_WAY:
+            value, work = _UNDER_WAY.pop()
+            work.wait()
+            answer = int(value)
         value = torch.tensor(number)
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=_CONTROL[0])
-        return int(value)
+        _UNDER_WAY.append((value, dist.all_reduce(value, dist.ReduceOp.MAX, group=_CONTROL[0], async_op=True)))
+        return answer
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, known to each; tensors go through the CPU."""
@@ -97,8 +108,13 @@ class World:
 
         return DistributedDataParallel(net, device_ids=[self.local_rank] if device.startswith("cuda") else None)
 
+    def synced(self, forward: Any, is_last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel in the backward pass of a step's last micro-batch alone."""
+        return nullcontext() if is_last or self.size == 1 else forward.no_sync()
+
 
 def find_world() -> World:
     """What torchrun put into the environment."""
     get = os.environ.get
-    return World(int(get("RANK", 0)), int(get("WORLD_SIZE", 1)), int(get("LOCAL_RANK", 0)))
+    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
+    return World(**{field: int(get(name, name.endswith("SIZE"))) for field, name in names.items()})

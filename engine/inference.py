@@ -33,6 +33,8 @@ class Trained:
     epoch: int | None
     kit: dict[str, Any]
     device: str
+    averaged: Callable[..., Tensor]  # (net, images, tta) -> logits
+    tta: str
 
     @property
     def classes(self) -> list[str]:
@@ -47,7 +49,7 @@ class Trained:
         """(B, 3, H, W) -> (B, K) logits, float64 on the CPU; the log of predict() where the net has one."""
         own = getattr(self.net, "predict", None)
         with torch.inference_mode():
-            values = (own or self.net)(images).float().cpu().double()
+            values = self.averaged(own or self.net, images, self.tta).float().cpu().double()
             return values.clamp_min(1e-300).log() if own else values
 
 
@@ -61,11 +63,16 @@ def with_its_code(folder: Path, values: dict[str, Any]) -> Params:
 
 
 def load_trained(
-    folder: Folder, restore_file: str, make_net: Callable[..., nn.Module], overrides: dict[str, Any]
+    folder: Folder,
+    restore_file: str,
+    make_net: Callable[..., nn.Module],
+    averaged: Callable[..., Tensor],
+    overrides: dict[str, Any],
 ) -> Trained:
     """The net that `restore_file` (best, last or a path) holds the weights of.
 
-    Of `overrides`, device and cuda count. UserError when the folder is not trained, or the file is damaged.
+    `averaged`: (net, images, tta) -> logits. Of `overrides`, device, cuda and tta count.
+    UserError when the folder is not trained, or the file is damaged.
     """
     path = weights_path(folder, restore_file)
     tensors, kit = read_weights(path)
@@ -73,7 +80,8 @@ def load_trained(
     if missing:
         raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
     values = {key: kit[key] for key in OF_THE_NET}
-    values |= {key: overrides[key] for key in ("device", "cuda") if key in overrides}
+    values |= {"tta": kit.get("tta", "none")}
+    values |= {key: overrides[key] for key in ("device", "cuda", "tta") if key in overrides}
     params = with_its_code(folder.path, values)
     place = pick_device(params)
     keep_freed_memory()
@@ -86,7 +94,8 @@ def load_trained(
         raise UserError(f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}") from None
     layout = torch.preserve_format if place == "mps" else torch.channels_last
     net = net.to(place, memory_format=layout).eval()  # type: ignore
-    return Trained(net, path, which(folder, restore_file), best_epoch(folder, restore_file), kit, place)
+    name, epoch = which(folder, restore_file), best_epoch(folder, restore_file)
+    return Trained(net, path, name, epoch, kit, place, averaged, params.tta)
 
 
 def weights_path(folder: Folder, restore_file: str) -> Path:
@@ -114,7 +123,7 @@ def best_epoch(folder: Folder, restore_file: str) -> int | None:
 
 def parameters(folder: Folder, overrides: dict[str, Any], trained: Trained) -> Params:
     """What ran, with `overrides`. UserError for one that would describe another net than was trained."""
-    free = ("metrics", "bs_test", "num_workers", "cache", "threads", "on_bad_image", "device", "cuda")
+    free = ("metrics", "bs_test", "num_workers", "cache", "threads", "on_bad_image", "device", "cuda", "tta")
     for key in overrides:
         if key not in free:
             raise UserError(f"--{key}: it is part of what was trained; possible here: {', '.join(free)}")

@@ -45,9 +45,10 @@ class Run:
     schedule: Schedule
     total_steps: int
     autocast: Callable[[], AbstractContextManager[Any]]
-    forward: Callable[[Tensor], Tensor]  # the net, compiled or wrapped for several processes
+    forward: Any  # images -> logits: the net, compiled or wrapped for several processes
     world: World = World()
     before_epoch: Callable[[int], None] = lambda epoch: None  # e.g. freeze layer groups
+    average_views: Callable[[nn.Module, Tensor], Tensor] = lambda net, images: net(images)  # of images evaluated
     wants_control: Callable[[], bool] = lambda: False  # a signal came, or a checkpoint is due
 
     @property
@@ -236,12 +237,13 @@ def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int
     torch.manual_seed(key64(run.params.seed, "step", state.step, run.world.rank))  # dropout and the like
     scaler = state.scaler
     total: dict[str, Tensor] = {}
-    for images, labels, _, weights in batches:  # (B, 3, H, W), (B,) or (B, K), (B,), (B,)
-        with run.autocast():
-            logits = run.forward(images)  # (B, K)
-        losses = run.loss_fn(logits.float(), labels)  # (B,)
-        loss = (losses * weights).sum() * (run.world.size / num_images)
-        (scaler.scale(loss) if scaler else loss).backward()
+    for number, (images, labels, _, weights) in enumerate(batches, start=1):  # (B, 3, H, W), (B,) or (B, K), -, (B,)
+        with run.world.synced(run.forward, is_last=number == run.train_loader.accumulate):
+            with run.autocast():
+                logits = run.forward(images)  # (B, K)
+            losses = run.loss_fn(logits.float(), labels)  # (B,)
+            loss = (losses * weights).sum() * (run.world.size / num_images)
+            (scaler.scale(loss) if scaler else loss).backward()
         with torch.no_grad():
             per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
             add_sums(total, sum_per_image({**per_image, "loss": losses.detach()}, weights))
@@ -330,7 +332,7 @@ def evaluate(run: Run, state: State) -> Iterator[Progress]:
     whole = any(not metric.per_image for metric in run.metrics.values())
     for images, labels, _, weights in run.valid_loader.batches(0, state.eval_batch):
         with run.autocast():
-            logits = net(images)  # (B, K)
+            logits = run.average_views(net, images)  # (B, K)
         per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
         add_sums(state.sums, sum_per_image(per_image, weights))
         if whole:

@@ -4,16 +4,19 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from params import Params
-from utils import UserError
+from utils import UserError, cache_home
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+STEPS_WORTH_COMPILING = (
+    10_000  # of some 10 ms each; compiling takes half a minute to a minute, once per net and machine
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,8 +79,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose(params: Params, device: str) -> Choice:
-    """What `precision`, `compile` and `threads` mean on this kind of machine."""
+def choose(params: Params, device: str, num_steps: float, num_local: int = 1) -> Choice:
+    """What `precision`, `compile` and `threads` mean on this kind of machine.
+
+    `num_steps`: of the run as it was first asked for. `num_local`: processes of the run on this machine.
+    """
     precision = params.precision
     if precision == "auto":
         precision = "bf16" if _fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
@@ -88,9 +94,17 @@ def choose(params: Params, device: str) -> Choice:
         precision=precision,
         channels_last=device != "mps",
         fused=device != "mps",
-        compile=bool(params.compile),
-        threads=params.threads or available_cores(),
+        compile=_is_compiled(params, device, num_steps),
+        threads=params.threads or max(1, available_cores() // num_local),
     )
+
+
+def _is_compiled(params: Params, device: str, num_steps: float) -> bool:
+    """`auto`: on a GPU, when the run is long enough to repay it. On CPUs it gained nothing (benchmarks/RESULTS.md)."""
+    if params.compile != "auto":
+        return bool(params.compile)
+    has_compiler = find_spec("triton") is not None
+    return device.startswith("cuda") and has_compiler and num_steps >= STEPS_WORTH_COMPILING
 
 
 def apply(choice: Choice, params: Params) -> None:
@@ -128,5 +142,21 @@ def make_scaler(choice: Choice) -> "torch.amp.GradScaler | None":
     return torch.amp.GradScaler(choice.device) if choice.precision == "fp16" else None
 
 
-def compiled(net: torch.nn.Module, choice: Choice) -> Callable[..., torch.Tensor]:
-    return torch.compile(net) if choice.compile else net
+class Compiled(torch.nn.Module):
+    """A net compiled for batches of `rows` images; any other, such as the last of an epoch, takes it as it is.
+
+    One program per image size. What was compiled stays in the user's cache folder for the next start.
+    """
+
+    def __init__(self, net: torch.nn.Module, rows: int):
+        super().__init__()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
+        self.net, self.rows = net, rows
+        self.fast: Any = torch.compile(net, dynamic=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.fast if len(images) == self.rows else self.net)(images)
+
+
+def compiled(net: torch.nn.Module, choice: Choice, rows: int) -> torch.nn.Module:
+    return Compiled(net, rows) if choice.compile else net

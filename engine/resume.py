@@ -24,7 +24,7 @@ from utils import UserError, command
 
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
-AUTOMATIC = {"im_sz", "n_clas", "device", "precision", "threads"}
+AUTOMATIC = {"im_sz", "n_clas", "device", "precision", "threads", "compile"}
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Plan:
             self.remarks.append("not bitwise: on this machine the result may differ in the last bits")
         loader = loaders["train"]
         filled = {"im_sz": loader.pinned["im_sz"], "n_clas": len(loader.classes)}
-        filled |= {key: choice[key] for key in ("device", "precision", "threads")}
+        filled |= {key: choice[key] for key in ("device", "precision", "threads", "compile")}
         self.pinned = {
             **loader.pinned,
             "data": data,

@@ -73,6 +73,7 @@ def kit_of(resolved: dict[str, Any]) -> dict[str, Any]:
     """What a weights file says of its net and of the images it wants."""
     kit = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
     pinned = resolved["pinned"]
+    kit |= {"tta": resolved["tta"]} if resolved["tta"] != "none" else {}
     return kit | {"classes": pinned["classes"], "normalisation": {key: pinned[key] for key in ("mean", "std")}}
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from include import VERSION
 from model.twins import fit_batch, twin_of, uniform
@@ -214,7 +213,7 @@ def mix(
 
     images (B, 3, H, W), labels (B,) -> images, soft labels (B, K). Every draw is a function of `key`.
     """
-    soft = one_hot(labels, num_classes).float()
+    soft = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()  # (B, K); one_hot reads values
     rng = np.random.Generator(np.random.Philox(key=key))
     partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
     cut = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)

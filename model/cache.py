@@ -22,7 +22,7 @@ import numpy as np
 from include import EXIT_SYSTEM
 from model.images import ImageError, base_image, decode, read_bytes
 from model.index import Index
-from utils import UserError, key64, read_json, write_atomic
+from utils import UserError, cache_home, key64, read_json, write_atomic
 
 FORMAT = 2
 MAX_AUTO_BYTES = 8 << 30
@@ -45,7 +45,7 @@ def default_dir(data_dir: Path) -> Path:
     beside = data_dir.resolve().parent / ".cache"
     if os.access(beside if beside.exists() else beside.parent, os.W_OK):
         return beside
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "experiment-folders"
+    return cache_home()
 
 
 def open_decoded(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) -> Decoded:

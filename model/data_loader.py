@@ -285,6 +285,11 @@ class Loader:
             return rng.choice(self.num_images, self.num_images, p=share / share.sum())
         return rng.permutation(self.num_images)
 
+    @property
+    def rows(self) -> int:
+        """Images in a full micro-batch of this rank."""
+        return -(-self.batch_size // (self.world * self.accumulate))
+
     def files(self, epoch: int, step: int) -> list[str]:
         """Paths, below the dataset folder, of the images in one step of an epoch, over all ranks."""
         start, end = self._bounds(step)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,13 @@ def shell(script: str, *argv: object, **environment: str) -> subprocess.Complete
     """A root script as a user would start it."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=240)
+
+
+def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end and (process is None or process.poll() is None):
+        time.sleep(0.02)
+    assert path.exists()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

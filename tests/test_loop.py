@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.ema import Ema
 from engine.loop import Epoch, NonFiniteLoss, Run, State, Step, fit
 from engine.schedule import make_schedule
+from kit import make_dataset
 
 
 class Loader:
@@ -200,3 +202,77 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(NonFiniteLoss, match="epoch 1, at step 1"):
         list(fit(run, state))
     assert state.history == []
+
+
+# --- the host waits for nothing ----------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for the device: values that are read, shapes that depend on values."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "item", "is_nonzero")
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count = 0
+        for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__array__", "cpu"):
+            monkeypatch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, function):
+        def counted(*args, **kwargs):
+            self.count += 1
+            with torch.utils._python_dispatch._disable_current_modes():
+                return function(*args, **kwargs)
+
+        return counted
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += any(name in function.__name__ for name in self.OPS)
+        return function(*args, **(kwargs or {}))
+
+
+def waits_of_an_epoch(folder, data, num_images, monkeypatch, **values):
+    """(steps, waits) of the training phase of an epoch of the kit's own loader, net, metrics and optimizer."""
+    import train
+    from model.data_loader import fetch_dataloader
+    from model.metric import make_metrics
+    from model.net import make_net
+    from params import Params
+
+    params = Params(
+        **{"arch_args": {"n_filters": 4}, "im_sz": 16, "batch_size": 4, "limit_train": num_images, **values}
+    )
+    loaders = fetch_dataloader(["train", "valid"], data, params, cache_dir=folder / "cache")
+    loader = loaders["train"]
+    net = make_net(params, len(loader.classes)).to(memory_format=torch.channels_last)
+    optimizer = train.make_optimizer(net, params, fused=True)
+    run = Run(
+        params=params, net=net, optimizer=optimizer, loss_fn=train.make_loss(params, loader.class_counts, "cpu"),
+        metrics=make_metrics(["accuracy", "f1"], folder), forward=net, train_loader=loader,
+        valid_loader=loaders["valid"], total_steps=loader.num_batches,
+        schedule=make_schedule(params, loader.num_batches, loader.num_batches), autocast=contextlib.nullcontext,
+    )  # fmt: skip
+    state = State(net, optimizer, Ema(net, params.ema) if params.ema else None)
+    with monkeypatch.context() as patches, Waits(patches) as waits:
+        for event in fit(run, state):
+            if isinstance(event, Step):
+                return event.step, waits.count
+    raise AssertionError("no step")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mixup": 0.3, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"ema": 0.9, "grad_clip": 1.0, "accumulate": 2, "optimizer": "adamw"},
+        {"optimizer": "muon", "augment": "strong", "class_weights": "balanced"},
+        {"cache": "device", "loss": "focal", "sampler": "balanced"},
+    ],
+    ids=str,
+)
+def test_an_epoch_waits_as_often_however_many_steps_it_has(values, tmp_path, monkeypatch):
+    data = make_dataset(tmp_path / "data", per_class=24)
+    few, many = (waits_of_an_epoch(tmp_path, data, num, monkeypatch, **values) for num in (24, 60))
+    assert few[0] == 6 and many[0] == 15
+    assert few[1] == many[1] <= 3, (few, many)

@@ -21,7 +21,7 @@ from helpers_data import batches, loader
 from engine.checkpoint import Checkpoints, Snapshot
 from engine.folder import Folder
 from engine.lock import is_alive
-from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
+from kit import ROOT, call, experiment, history, make_dataset, shell, tree, wait_for, weights
 from model.images import ImageError
 from utils import UserError
 
@@ -36,13 +36,6 @@ def data(tmp_path_factory):
 def train(data: Path, folder: Path, *flags: object, **kwargs) -> subprocess.Popen:
     command = [*TRAIN, "--data_dir", str(data), "--model_dir", str(folder), *map(str, flags)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
-def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < end and (process is None or process.poll() is None):
-        time.sleep(0.02)
-    assert path.exists()
 
 
 # --- one folder, many starts ----------------------------------------------------------------------------------
@@ -236,37 +229,6 @@ def test_little_shared_memory_means_no_workers(data, monkeypatch):
     part = loader(data, cache="off", num_workers=2)
     assert part.num_workers == 0 and "no workers: 0 MiB of shared memory" in part.description
     assert len(batches(part)) == part.num_batches
-
-
-# --- several processes ----------------------------------------------------------------------------------------
-
-
-def torchrun(data: Path, folder: Path) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    return [*launcher, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
-
-
-def pid_of_rank(rank: int, folder: Path) -> int:
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            words = (path.parent / "cmdline").read_bytes()
-            if f"RANK={rank}".encode() in path.read_bytes().split(b"\0") and str(folder).encode() in words:
-                return int(path.parent.name)
-    raise LookupError(rank)
-
-
-def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data, tmp_path):
-    values = {"num_epochs": 12, "ema": 0.9, "checkpoint_minutes": 0.0003}
-    whole, folder = experiment(tmp_path / "whole", **values), experiment(tmp_path / "e", **values)
-    assert subprocess.run(torchrun(data, whole), capture_output=True, timeout=120).returncode == 0
-    process = subprocess.Popen(torchrun(data, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(folder / "history.json", process)
-    os.kill(pid_of_rank(1, folder), signal.SIGKILL)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "another process of this run ended" in printed, printed[-3000:]
-    done = subprocess.run(torchrun(data, folder), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "continuing at epoch" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
 
 
 # --- places ---------------------------------------------------------------------------------------------------
