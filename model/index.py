@@ -105,7 +105,7 @@ class Index:
         return len(self.paths)
 
     def select(self, positions: np.ndarray, split: str) -> "Index":
-        """The files at `positions`, as a split of its own."""
+        """The files at `positions`, or where a mask (N,) is true, as a split of its own."""
         pick = [column[positions] for column in (self.paths, self.labels, self.sizes, self.mtimes)]
         return Index(self.root, split, self.classes, *pick)  # type: ignore[arg-type]
 
@@ -204,34 +204,48 @@ def index_split(folder: Path, split: str, root: Path) -> Index:
     if len(folders) < 2:
         names = ", ".join(folders) or "none"
         raise UserError(f"{folder}: {len(folders)} class folders ({names}); at least two are wanted")
-    found, counts = _Found(ignored), []
+    found, counts = Listing(ignored), []
     for path in folders.values():
-        before, ignored_before = len(found.sizes), ignored.copy()
+        before, ignored_before = len(found), ignored.copy()
         _list_images(found, path, len(os.path.join(root, "")), set())
-        counts.append(len(found.sizes) - before)
+        counts.append(len(found) - before)
         if not counts[-1]:
             others = describe_ignored(ignored - ignored_before)
             raise UserError(
                 f"{path}: no images in this class folder ({others or 'it is empty'}); fill it or remove it "
                 f"(read are {' '.join(IMAGE_EXTENSIONS)})"
             )
-    labels = np.repeat(np.arange(len(folders), dtype=np.int32), counts)
-    sizes, mtimes = np.frombuffer(found.sizes, np.int64), np.frombuffer(found.mtimes, np.int64)
-    return Index(root, split, list(folders), Paths.joined(found.names, found.lengths), labels, sizes, mtimes, ignored)
+    return found.index(root, split, list(folders), counts)
 
 
 @dataclass
-class _Found:
-    """The columns of an Index while they grow."""
+class Listing:
+    """The columns of an Index while they grow, class after class."""
 
-    ignored: Counter[str]
+    ignored: Counter[str] = field(default_factory=Counter)
     names: bytearray = field(default_factory=bytearray)
     lengths: array = field(default_factory=lambda: array("H"))
     sizes: array = field(default_factory=lambda: array("q"))
     mtimes: array = field(default_factory=lambda: array("q"))
 
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-def _list_images(found: _Found, folder: str, prefix: int, visited: set[tuple[int, int]]) -> None:
+    def add(self, path: str, size: int, mtime: int) -> None:
+        encoded = os.fsencode(path)
+        self.names += encoded
+        self.lengths.append(len(encoded))
+        self.sizes.append(size)
+        self.mtimes.append(mtime)
+
+    def index(self, root: Path, split: str, classes: list[str], counts: list[int]) -> Index:
+        """`counts`: the files of each class. The columns are the index's from now on."""
+        labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+        sizes, mtimes = np.frombuffer(self.sizes, np.int64), np.frombuffer(self.mtimes, np.int64)
+        return Index(root, split, classes, Paths.joined(self.names, self.lengths), labels, sizes, mtimes, self.ignored)
+
+
+def _list_images(found: Listing, folder: str, prefix: int, visited: set[tuple[int, int]]) -> None:
     """Add the images below a class folder, sub-folders too; a folder is entered once, whatever leads to it.
 
     `prefix`: how many characters of a path are the root's.
@@ -258,11 +272,7 @@ def _list_images(found: _Found, folder: str, prefix: int, visited: set[tuple[int
         if stat.S_ISDIR(mode):
             _list_images(found, entry.path, prefix, visited)
         elif stat.S_ISREG(mode):
-            path = os.fsencode(entry.path[prefix:])
-            found.names += path
-            found.lengths.append(len(path))
-            found.sizes.append(size)
-            found.mtimes.append(mtime)
+            found.add(entry.path[prefix:], size, mtime)
         else:
             found.ignored["pipes, sockets and devices"] += 1
 

@@ -156,7 +156,7 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
 
 def _part(source: Source, mask: np.ndarray, split: str) -> Source:
     """The files of `source` where `mask` (N,) is true, as `split`."""
-    index = source.index.select(np.flatnonzero(mask), split)
+    index = source.index.select(mask, split)
     is_same = split == source.index.split  # what was left out is told once
     index.ignored = source.index.ignored if is_same else index.ignored
     rest = (source.digests, source.images, source.rows[mask], source.size, source.resize, source.form, source.note)
