@@ -104,7 +104,6 @@ def try_source(record: Record, num: int, num_classes: int) -> Source:
     sides = (("train", ~is_valid), ("valid", is_valid))
     train, valid = record.run("parts", lambda: [source._part(whole, mask, split) for split, mask in sides])
     assert len(train.index) + len(valid.index) == num
-    record.run("class_counts", train.class_counts)
     return train
 
 
@@ -139,6 +138,7 @@ def try_one(num: int, num_classes: int) -> dict[str, Any]:
     train = try_source(record, num, num_classes)
     gc.collect()
     at_rest = memory("VmRSS") - record.empty
+    record.run("class_counts", train.class_counts)
     middle = try_loader(record, train)
     peaks = record.peaks
     return {
