@@ -184,7 +184,7 @@ def folder(path: Path, built: Built) -> Iterator[Item]:
         index = index_split(where, split, path)
         if index.ignored:
             built.remarks.append(f"{split}: {describe_ignored(index.ignored)}")
-        for name, label in zip(index.paths, index.labels, strict=True):
+        for name, label in zip(index.paths, index.labels.tolist(), strict=True):
             yield Item(split, index.classes[label], Path(name).name, path / name)
     for split in ("valid", "test"):
         if split not in splits:

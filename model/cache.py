@@ -57,8 +57,7 @@ def open_decoded(index: Index, size: int, resize: str, wanted: str, cache_dir: P
     root = index.root.resolve()
     key = key64(os.fsencode(root).hex(), index.split, size, resize)
     stem = f"{root.name[:60]}-{index.split}-{size}{resize}-{key:016x}"
-    listing = json.dumps([FORMAT, index.paths, index.sizes, index.mtimes])
-    state = hashlib.sha256(listing.encode()).hexdigest()
+    state = index.state(FORMAT)
     found = _open(cache_dir / f"{stem}.json", state, want_images=wanted != "off")
     if found and not _repaired(found, index):
         if wanted == "ram" and found.images is not None:
@@ -178,7 +177,7 @@ def _fill(decoded: Decoded, index: Index, size: int, resize: str) -> None:
                 decoded.bad[position] = str(error)
         return len(positions)
 
-    are_small = sum(index.sizes) < len(index) * 16_384
+    are_small = index.sizes.sum() < len(index) * 16_384
     step = 256 if are_small else 8
     chunks = [range(at, min(at + step, len(index))) for at in range(0, len(index), step)]
     show = _progress(len(index), f"reading {index.split}")

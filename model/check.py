@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.images import ImageError, decode, read_bytes
 from model.index import check_classes, describe_ignored, find_splits, index_split
 from utils import UserError, write_json
@@ -91,13 +93,13 @@ def check(data_dir: Path) -> dict[str, Any]:
             check_classes(index.classes, first, str(where), str(next(iter(splits.values()))))
         except UserError as error:
             report["oddities"].append(str(error))
-        counts = Counter(index.classes[label] for label in index.labels)
-        report["splits"][split] = dict(sorted(counts.items()))
+        counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+        report["splits"][split] = dict(sorted(zip(index.classes, counts, strict=True)))
         if index.ignored:
             report["ignored"][split] = describe_ignored(index.ignored)
         files += [
             {"path": path, "split": split, "label": index.classes[label]}
-            for path, label in zip(index.paths, index.labels, strict=True)
+            for path, label in zip(index.paths, index.labels.tolist(), strict=True)
         ]
     for file, seen in zip(files, look_at_all([str(data_dir / file["path"]) for file in files]), strict=True):
         file.update(seen)

@@ -4,6 +4,8 @@ Which file is in which split is decided here, and what the pixels' mean and stan
 """
 
 import hashlib
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 
 from model import cache
 from model.images import ImageError, base_image, image_size, read_image
-from model.index import Index, check_classes, find_splits, index_split, nfc
+from model.index import BLOCK, Index, by_class, check_classes, cut, find_splits, index_split, nfc
 from params import Params
 from utils import UserError, key64
 
@@ -22,9 +24,9 @@ class Source:
     """One split: its files, their digests, and their base images when they are kept."""
 
     index: Index
-    digests: list[str]
+    digests: np.ndarray  # (M, 16) uint8, of the whole folder
     images: np.ndarray | None  # (M, S, S, 3) uint8, of the whole folder
-    rows: np.ndarray  # (N,) where each file's image is in `images`
+    rows: np.ndarray  # (N,) where each file's digest and image are in those
     size: int  # S
     resize: str
     form: str  # disk, ram or off
@@ -46,13 +48,38 @@ class Source:
         return np.stack(images)
 
     def fingerprint(self) -> str:
-        """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too."""
-        index = self.index
-        rows = sorted(zip(map(nfc, index.paths), index.sizes, self.digests, index.labels, strict=True))
-        return hashlib.sha256(repr(rows).encode()).hexdigest()
+        """Digest over relative name, size, label and content digest of the files; a plain copy has it too.
+
+        SHA-256 over two of them: of all names (NFC, UTF-8) one behind the other; and, 65,536 files at a time, of
+        the lengths of the names (uint16), the sizes (int64), labels (int32) and content digests, little-endian. The
+        order is that of the index, which is one of names: neither a file system's order nor its unicode form counts.
+        """
+        index, names, columns = self.index, hashlib.sha256(), hashlib.sha256()
+        for number, (block, lengths) in enumerate(index.paths.blocks()):
+            if not block.isascii():
+                composed = [nfc(os.fsdecode(name)).encode("utf-8", "surrogateescape") for name in cut(block, lengths)]
+                block, lengths = b"".join(composed), np.array(list(map(len, composed)))
+            names.update(block)
+            part = slice(number * BLOCK, (number + 1) * BLOCK)
+            for column, kind in ((lengths, "<u2"), (index.sizes[part], "<i8"), (index.labels[part], "<i4")):
+                columns.update(column.astype(kind))
+            columns.update(self.digests[self.rows[part]])
+        return hashlib.sha256(names.digest() + columns.digest()).hexdigest()
 
     def class_counts(self) -> list[int]:
         return np.bincount(self.index.labels, minlength=len(self.index.classes)).tolist()
+
+
+def to_rows(digests: np.ndarray | list[str]) -> np.ndarray:
+    """(N, 16) uint8 of as many digests of 32 hexadecimal digits; such an array is taken as it is."""
+    if isinstance(digests, np.ndarray):
+        return digests
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), -1)
+
+
+def positions_type(num: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
+    """What holds `num` positions: half of int64 as long as it will do."""
+    return np.uint32 if num <= 1 << 32 else np.int64
 
 
 def base_size(im_sz: int) -> int:
@@ -114,8 +141,8 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
             "Repair or remove them, or set on_bad_image to skip"
         )
     skipped = tuple(index.paths[position] for position in found.bad)
-    rows = np.arange(len(index))
-    whole = Source(index, found.digests, found.images, rows, size, params.resize, found.form, found.note, skipped)
+    rows, digests = np.arange(len(index), dtype=positions_type(len(index))), to_rows(found.digests)
+    whole = Source(index, digests, found.images, rows, size, params.resize, found.form, found.note, skipped)
     if not skipped:
         return whole
     is_good = np.ones(len(index), bool)
@@ -129,13 +156,11 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
 
 def _part(source: Source, mask: np.ndarray, split: str) -> Source:
     """The files of `source` where `mask` (N,) is true, as `split`."""
-    positions = np.flatnonzero(mask)
-    index = source.index.select(positions.tolist(), split)
+    index = source.index.select(mask, split)
     is_same = split == source.index.split  # what was left out is told once
     index.ignored = source.index.ignored if is_same else index.ignored
-    digests = [source.digests[position] for position in positions]
-    rest = (source.images, source.rows[positions], source.size, source.resize, source.form, source.note)
-    return Source(index, digests, *rest, source.skipped if is_same else ())
+    rest = (source.digests, source.images, source.rows[mask], source.size, source.resize, source.form, source.note)
+    return Source(index, *rest, source.skipped if is_same else ())
 
 
 def _split_by_content(source: Source, fraction: float) -> np.ndarray:
@@ -143,16 +168,18 @@ def _split_by_content(source: Source, fraction: float) -> np.ndarray:
 
     Identical files of a class stay together, unless it has no other files; each side gets at least one.
     """
-    labels, digests = np.array(source.index.labels), np.array(source.digests)
+    labels, classes = source.index.labels, source.index.classes
     is_valid = np.zeros(len(labels), bool)
-    for label, name in enumerate(source.index.classes):
-        members = np.flatnonzero(labels == label)
+    positions, bounds = by_class(labels, len(classes))
+    for label, name in enumerate(classes):
+        members = positions[bounds[label] : bounds[label + 1]]
         if len(members) < 2:
             raise UserError(f"class {name!r} has one image; two are needed to set a validation part aside")
-        members = members[np.argsort(digests[members], kind="stable")]
+        halves = source.digests[source.rows[members]].view(">u8").astype(np.uint64)  # (n, 2), most significant first
+        order = np.lexsort((halves[:, 1], halves[:, 0]))
+        members, ordered = members[order], halves[order]
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        ordered = digests[members]
-        starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1  # where another content begins
+        starts = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1  # where another content begins
         if len(starts):
             count = starts[np.argmin(np.abs(starts - count))]
         is_valid[members[:count]] = True
@@ -170,10 +197,10 @@ def limit(source: Source, number: float, seed: int) -> Source:
     if count < num_classes:
         raise UserError(f"limit_train: {count} images for {num_classes} classes; at least one of each is wanted")
     order = np.random.Generator(np.random.Philox(key=key64(seed, "limit"))).permutation(num)
-    labels = np.array(source.index.labels)[order]
+    positions, bounds = by_class(source.index.labels[order], num_classes)
     place = np.empty(num)
-    for label in range(num_classes):
-        members = np.flatnonzero(labels == label)
+    for start, end in itertools.pairwise(bounds.tolist()):
+        members = positions[start:end]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
         place[members[0]] = -1
     mask = np.zeros(num, bool)

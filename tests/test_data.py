@@ -1,5 +1,6 @@
 """Dataset folders, image files, caches and loaders, with what people's disks really hold."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -17,9 +18,10 @@ from PIL import Image
 
 from kit import make_dataset, make_images
 from model import cache, source
+from model import index as indexing
 from model.images import ImageError, base_image, image_size, jpeg_orientation, read_image
-from model.index import describe_ignored, find_splits, index_split
-from utils import UserError
+from model.index import Paths, describe_ignored, find_splits, index_split
+from utils import UserError, key64
 
 ORIENTATION = 0x0112
 
@@ -82,6 +84,43 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
     assert both["train"].classes == both["valid"].classes
     colour = {split: [part.labels[part.paths.index(path)] for path in part.paths] for split, part in both.items()}
     assert colour["train"] == colour["valid"]
+
+
+def test_paths_are_a_sequence_of_str(monkeypatch):
+    names = ["a/b.png", "cafe\u0301/\u65e5.png", "odd/\udcff\n.png", "", "z" * 300]
+    for block in (1, 2, 100):
+        monkeypatch.setattr(indexing, "BLOCK", block)
+        paths = Paths.of(names)
+        assert paths == names and list(paths) == names and paths == Paths.of(names) and len(paths) == 5
+        assert [paths[i] for i in range(-5, 5)] == names + names and paths[torch.tensor(1)] == names[1]
+        assert paths[1:] == names[1:] and paths[::-1] == names[::-1] and paths.index(names[2]) == 2
+        assert paths[np.array([3, 0, 0, -1])] == [names[i] for i in (3, 0, 0, -1)]
+        assert paths[np.array([False, True, True, False, False])][1:] == [names[2]]
+        assert paths != names[:4] and paths != [*names[:4], "y"] and names[0] in paths and paths[:0] == []
+        with pytest.raises(IndexError):
+            paths[5]
+
+
+def test_an_index_is_compact_and_parts_share_the_names(data):
+    index = index_split(data / "train", "train", data)
+    columns = (index.paths.starts, index.paths.lengths, index.labels, index.sizes, index.mtimes)
+    assert sum(column.nbytes for column in columns) == 30 * len(index)
+    assert len(index.paths.names) == sum(map(len, index.paths))
+    part = index.select(np.array([30, 2]), "valid")
+    assert part.paths.names is index.paths.names and part.paths == [index.paths[30], index.paths[2]]
+    assert part.labels.tolist() == [2, 0] and part.sizes.tolist() == [index.sizes[30], index.sizes[2]]
+    assert (data / index.paths[2]).stat().st_mtime_ns == part.mtimes[1]
+
+
+def test_the_state_of_an_index_tells_names_sizes_and_times_apart(data):
+    index = index_split(data / "train", "train", data)
+    states = {index.state(1), index.state(2)}
+    names = [*index.paths]
+    joined = [names[0] + names[1][0], names[1][1:], *names[2:]]  # the same letters, cut elsewhere
+    for change in ({"paths": Paths.of(joined)}, {"sizes": index.sizes + 1}, {"mtimes": index.mtimes + 1}):
+        states.add(dataclasses.replace(index, **change).state(1))
+    assert len(states) == 5
+    assert dataclasses.replace(index, paths=Paths.of(names)).state(1) == index.state(1)
 
 
 def remove(data: Path, name: str) -> None:
@@ -403,6 +442,100 @@ def test_a_plain_copy_is_the_same_dataset(data, tmp_path):
     assert loader(data).fingerprint != first["train"].fingerprint
 
 
+def test_the_fingerprint_does_not_depend_on_the_order_of_listing_nor_on_unicode_form(data, tmp_path, monkeypatch):
+    for number, accented in enumerate(("\u00e9t\u00e9.png", "zo\u00eb.png", "\uac00.png")):
+        (data / f"train/class_1/{number:03d}.png").rename(data / "train/class_1" / accented)
+    first = loader(data).fingerprint
+    entries = indexing.os.scandir
+
+    class Backwards:
+        def __init__(self, folder):
+            with entries(folder) as found:
+                self.found = list(found)[::-1]
+
+        __enter__ = lambda self: iter(self.found)  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+    monkeypatch.setattr(indexing.os, "scandir", Backwards)
+    index = index_split(data / "train", "train", data)
+    monkeypatch.undo()
+    assert index.paths == index_split(data / "train", "train", data).paths
+    for path in list((data / "train/class_1").iterdir()):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    assert "zoe\u0308.png" in {path.name for path in (data / "train/class_1").iterdir()}
+    assert loader(data).fingerprint == first
+
+
+def test_the_fingerprint_is_of_names_sizes_labels_and_contents(data, monkeypatch):
+    part = loader(data).images.source
+    index, prints = part.index, {part.fingerprint()}
+    digests = part.digests.copy()
+    digests[7, 15] ^= 1
+    prints.add(dataclasses.replace(part, digests=digests).fingerprint())
+    for column in ("labels", "sizes"):
+        changed = getattr(index, column).copy()
+        changed[7] += 1
+        prints.add(dataclasses.replace(part, index=dataclasses.replace(index, **{column: changed})).fingerprint())
+    names = [*index.paths]
+    joined = Paths.of([names[0] + names[1][0], names[1][1:], *names[2:]])
+    prints.add(dataclasses.replace(part, index=dataclasses.replace(index, paths=joined)).fingerprint())
+    assert len(prints) == 5
+    as_text = source.to_rows([bytes(row).hex() for row in part.digests])  # digests may come as text too
+    assert np.array_equal(as_text, part.digests) and source.to_rows(part.digests) is part.digests
+
+
+def part_of(labels: np.ndarray, digests: np.ndarray) -> source.Source:
+    """A Source of files that are nowhere."""
+    num = len(labels)
+    paths, numbers = Paths.of(map(str, range(num))), np.arange(num)
+    index = indexing.Index(Path(), "train", list("abcd"), paths, labels, numbers, numbers)
+    return source.Source(index, digests, None, numbers, 8, "crop", "off")
+
+
+def split_slowly(labels: np.ndarray, digests: list[str], fraction: float) -> np.ndarray:
+    """The definition of the split by content, one class after the other, digests as text."""
+    is_valid = np.zeros(len(labels), bool)
+    for label in range(4):
+        members = sorted(np.flatnonzero(labels == label), key=lambda position: digests[position])
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        cuts = [i for i in range(1, len(members)) if digests[members[i]] != digests[members[i - 1]]]
+        is_valid[members[: min(cuts, key=lambda cut: abs(cut - count)) if cuts else count]] = True
+    return is_valid
+
+
+def limit_slowly(labels: np.ndarray, count: int, seed: int) -> list[int]:
+    """The definition of a limited split: rank in the class over its size, in a random order; first ones first."""
+    order = np.random.Generator(np.random.Philox(key=key64(seed, "limit"))).permutation(len(labels)).tolist()
+    seen, place = [0] * 4, []
+    for position in order:
+        label = labels[position]
+        place.append(-1 if not seen[label] else (seen[label] + 0.5) / np.sum(labels == label))
+        seen[label] += 1
+    ranked = sorted(range(len(order)), key=lambda row: place[row])
+    return sorted(order[row] for row in ranked[:count])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_splits_and_subsets_are_those_of_their_definitions(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.repeat(np.arange(4), 2), rng.choice(4, 200, p=[0.8, 0.1, 0.07, 0.03])]).astype(np.int32)
+    digests = rng.integers(0, 256, (len(labels), 16)).astype(np.uint8)
+    digests[:, : rng.integers(0, 16)] = 0  # they differ in late bytes only
+    digests[rng.integers(0, len(labels), 60)] = digests[0]  # copies
+    part = part_of(labels, digests)
+    text = [bytes(row).hex() for row in digests]
+    for fraction in (0.01, 0.1, 0.5, 0.9):
+        is_valid = source._split_by_content(part, fraction)
+        assert is_valid.tolist() == split_slowly(labels, text, fraction).tolist()
+    for count in (4, 5, 21, 104, 208):
+        assert sorted(map(int, source.limit(part, count, seed).index.paths)) == limit_slowly(labels, count, seed)
+    valid = source._part(part, is_valid, "valid")
+    assert [bytes(valid.digests[row]).hex() for row in valid.rows] == [
+        t for t, v in zip(text, is_valid, strict=True) if v
+    ]
+    assert valid.fingerprint() != part.fingerprint()
+
+
 def test_limit_train(tmp_path):
     for name, per_class in (("a", 40), ("b", 20), ("c", 3)):
         make_images(tmp_path / "data" / "train", 1, per_class)
@@ -488,6 +621,35 @@ def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
     for images, labels, indices, weights in batches(one):
         assert all(torch.equal(image, small[int(i)]) for i, image in zip(indices, images, strict=True))
         assert labels.tolist() == [one.labels[i] for i in indices] and weights.tolist() == [1.0] * len(images)
+
+
+def test_the_order_is_a_permutation_by_philox(data):
+    part = loader(data)
+    for epoch in (0, 7):
+        rng = np.random.Generator(np.random.Philox(key=key64(3, "order", epoch)))
+        assert part.order(epoch).tolist() == rng.permutation(36).tolist() and part.order(epoch).dtype == np.uint32
+    start, end = 8, 16
+    assert part.files(7, 1) == [part.paths[i] for i in part.order(7)[start:end]]
+    assert loader(data, "valid").order(5).tolist() == list(range(36))
+    assert [source.positions_type(num) for num in (1 << 32, (1 << 32) + 1)] == [np.uint32, np.int64]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_is_not_planned_further_than_the_workers_are(data, workers):
+    part = loader(data, num_workers=workers, batch_size=1)
+    planned, parts = [], part._parts
+
+    def counted(*args):
+        for one in parts(*args):
+            planned.append(one)
+            yield one
+
+    part._parts = counted
+    running = part.batches(0)
+    for taken in range(1, 6):
+        next(running)
+        assert len(planned) <= taken + 3
+    running.close()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
