@@ -27,9 +27,10 @@ class Source:
     rows: np.ndarray  # (N,) where each file's image is in `images`
     size: int  # S
     resize: str
-    form: str  # disk, ram or off
+    form: str  # disk, ram, jpeg or off
     note: str = ""
     skipped: tuple[str, ...] = ()
+    jpegs: cache.Jpegs | None = None  # of the whole folder, in form jpeg
 
     def read(self, positions: np.ndarray, begin: Callable[[int], None] = lambda position: None) -> np.ndarray:
         """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile.
@@ -41,15 +42,22 @@ class Source:
         images = []
         for position in positions.tolist():
             begin(position)
+            if self.jpegs:
+                images.append(self.jpegs.read(self.rows[position]))
+                continue
             path = self.index.root / self.index.paths[position]
             images.append(base_image(read_image(path), self.size, self.resize))
         return np.stack(images)
 
     def fingerprint(self) -> str:
-        """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too."""
+        """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too.
+
+        Lossy pixels are other data: a run cannot change to them, or back, unnoticed.
+        """
         index = self.index
         rows = sorted(zip(map(nfc, index.paths), index.sizes, self.digests, index.labels, strict=True))
-        return hashlib.sha256(repr(rows).encode()).hexdigest()
+        lossy = f"jpeg {cache.JPEG_QUALITY}" if self.jpegs else ""
+        return hashlib.sha256((repr(rows) + lossy).encode()).hexdigest()
 
     def class_counts(self) -> list[int]:
         return np.bincount(self.index.labels, minlength=len(self.index.classes)).tolist()
@@ -106,7 +114,9 @@ def _native_size(index: Index) -> int:
 
 def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source:
     size = base_size(im_sz)
-    found = cache.open_decoded(index, size, params.resize, params.cache, cache_dir)
+    is_lossy = params.cache == "jpeg" and index.split == "train"  # what is evaluated is exact
+    wanted = "auto" if params.cache == "jpeg" and not is_lossy else params.cache
+    found = cache.open_decoded(index, size, params.resize, wanted, cache_dir)
     if found.bad and params.on_bad_image == "error":
         reasons = "; ".join(list(found.bad.values())[:5]) + ("; ..." if len(found.bad) > 5 else "")
         raise UserError(
@@ -115,7 +125,9 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
         )
     skipped = tuple(index.paths[position] for position in found.bad)
     rows = np.arange(len(index))
-    whole = Source(index, found.digests, found.images, rows, size, params.resize, found.form, found.note, skipped)
+    digests = [row.tobytes().hex() for row in found.digests]
+    rest = (size, params.resize, found.form, found.note, skipped, found.jpegs)
+    whole = Source(index, digests, found.images, rows, *rest)
     if not skipped:
         return whole
     is_good = np.ones(len(index), bool)
@@ -135,7 +147,12 @@ def _part(source: Source, mask: np.ndarray, split: str) -> Source:
     index.ignored = source.index.ignored if is_same else index.ignored
     digests = [source.digests[position] for position in positions]
     rest = (source.images, source.rows[positions], source.size, source.resize, source.form, source.note)
-    return Source(index, digests, *rest, source.skipped if is_same else ())
+    part = Source(index, digests, *rest, source.skipped if is_same else ())
+    if source.jpegs and split == "train":
+        part.jpegs = source.jpegs
+    elif source.jpegs:
+        part.form, part.note = "off", "not cached: the jpeg cache is lossy, and for training alone"
+    return part
 
 
 def _split_by_content(source: Source, fraction: float) -> np.ndarray:
