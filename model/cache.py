@@ -111,7 +111,7 @@ def _find(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) ->
     root = index.root.resolve()
     kind = f"{resize}-jpeg" if wanted == "jpeg" else resize
     key = key64(os.fsencode(root).hex(), index.split, size, kind)
-    state = hashlib.blake2b(repr((FORMAT, len(index))).encode(), digest_size=DIGEST)
+    state = hashlib.sha256(repr((FORMAT, len(index))).encode())
     state.update(os.fsencode("\0".join(index.paths)))
     for column in (index.sizes, index.mtimes):
         state.update(np.asarray(column, "<i8").tobytes())

@@ -205,7 +205,8 @@ def base_image(image: np.ndarray, size: int, mode: str) -> np.ndarray:
     tall, wide = int(size * height / short), int(size * width / short)
     top, left = round((tall - size) / 2), round((wide - size) / 2)
     if max(tall, wide) > 2 * size:  # most of it would be thrown away
-        return _resize_part(image, (left * width / wide, top * height / tall), short, size)
+        x, y = width / wide, height / tall
+        return _resize_part(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
     return _resize(image, tall, wide)[top : top + size, left : left + size]
 
 
@@ -219,9 +220,8 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _resize_part(image: np.ndarray, corner: tuple[float, float], side: int, size: int) -> np.ndarray:
-    """The square of `side` pixels at `corner` (x, y) of (H, W, 3) -> (size, size, 3)."""
+def _resize_part(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """`box` (left, top, right, bottom) of (H, W, 3) -> (size, size, 3)."""
     from PIL import Image
 
-    box = (*corner, min(corner[0] + side, image.shape[1]), min(corner[1] + side, image.shape[0]))
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))

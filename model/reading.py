@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from model.images import ImageError, base_image, decode, read_bytes
 from model.index import Index
@@ -147,8 +148,6 @@ _SLOT: int
 
 def _start(job: Job, counter: Any, parent: int) -> None:
     """A process of the pool: ends with its parent, leaves Ctrl-C to it, computes with one thread."""
-    import torch
-
     global _JOB, _SLOT
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before
