@@ -10,9 +10,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import termios
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -429,13 +429,13 @@ def test_photographs_of_a_real_dataset():
     """Mean and 99.9th percentile of the difference to torchvision's Resize and CenterCrop, in levels."""
     from torchvision.transforms.v2 import functional
 
-    archive = SHARED / "hymenoptera_data.zip"
+    archive = SHARED / "hymenoptera_data.tar"
     if not archive.exists():
         pytest.skip(f"{archive.name} is not there")
     errors = []
-    with zipfile.ZipFile(archive) as members:
-        for name in sorted(name for name in members.namelist() if name.endswith(".jpg"))[:40]:
-            image = decode(members.read(name), name)
+    with tarfile.open(archive) as members:
+        for member in [member for member in members if member.name.endswith(".jpg")][::10]:
+            image = decode(members.extractfile(member).read(), member.name)
             chw = torch.from_numpy(image).permute(2, 0, 1)
             expected = functional.center_crop(functional.resize(chw, [256], antialias=True), [256, 256])
             errors.append(base_image(image, 256, "crop").astype(int) - expected.permute(1, 2, 0).numpy())
