@@ -41,11 +41,11 @@ class Jpegs:
     def __init__(self, data: np.ndarray, offsets: np.ndarray, size: int):
         self.data, self.offsets, self.size = data, offsets, size  # (bytes,) uint8, (N + 1,), S
 
-    def read(self, row: int) -> np.ndarray:
-        """(S, S, 3) uint8."""
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Image `row` into `out` (S, S, 3) uint8."""
         import simplejpeg
 
-        return simplejpeg.decode_jpeg(self.data[self.offsets[row] : self.offsets[row + 1]], colorspace="RGB")
+        simplejpeg.decode_jpeg(self.data[self.offsets[row] : self.offsets[row + 1]], colorspace="RGB", buffer=out)
 
 
 @dataclass

@@ -61,6 +61,7 @@ def read_all(job: Job) -> tuple[np.ndarray, dict[int, str]]:
     seconds = num * PER_FILE + num_bytes * PER_BYTE
     num_processes = min(MOST, num_cores()) if seconds > PAYS and can_fork() else 1
     step = 256 if num_bytes < num * 16_384 else 16
+    step = min(step, -(-num // (4 * num_processes)))  # all have something to do until the end
     parts = [range(at, min(at + step, num)) for at in range(0, num, step)]
     digests, bad = np.zeros((num, DIGEST), np.uint8), {}
     show = _progress(num, f"reading {job.index.split}", seconds / num_processes)

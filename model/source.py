@@ -39,15 +39,15 @@ class Source:
         """
         if self.images is not None:
             return self.images[self.rows[positions]]
-        images = []
-        for position in positions.tolist():
+        images = np.empty((len(positions), self.size, self.size, 3), np.uint8)
+        for image, position in zip(images, positions.tolist(), strict=True):
             begin(position)
             if self.jpegs:
-                images.append(self.jpegs.read(self.rows[position]))
-                continue
-            path = self.index.root / self.index.paths[position]
-            images.append(base_image(read_image(path), self.size, self.resize))
-        return np.stack(images)
+                self.jpegs.read(self.rows[position], image)
+            else:
+                path = self.index.root / self.index.paths[position]
+                image[:] = base_image(read_image(path), self.size, self.resize)
+        return images
 
     def fingerprint(self) -> str:
         """Digest over (relative name, size, content digest, label) of the files; a plain copy has it too.

@@ -60,9 +60,12 @@ def decoded(data: Path, wanted: str = "auto", size: int = 16, folder: Path | Non
 
 
 def pixels(found: cache.Decoded) -> np.ndarray:
-    if found.jpegs:
-        return np.stack([found.jpegs.read(row) for row in range(len(found.digests))])
-    return np.array(found.images)
+    if not found.jpegs:
+        return np.array(found.images)
+    images = np.zeros((len(found.digests), found.jpegs.size, found.jpegs.size, 3), np.uint8)
+    for row, image in enumerate(images):
+        found.jpegs.read(row, image)
+    return images
 
 
 def names(folder: Path) -> set[str]:
@@ -88,7 +91,17 @@ def swap(folder: Path) -> None:
     os.rename(first, third), os.rename(second, first), os.rename(third, second)
 
 
+def stand_in(folder: Path) -> None:
+    """Another file takes one's place in the order, with its size and its mtime."""
+    path, other = folder / "005.png", folder / "005x.png"
+    status = path.stat()
+    Image.new("RGB", (16, 16)).save(other)
+    os.truncate(other, status.st_size)  # zeros behind the end of a PNG are nothing
+    path.unlink(), os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 CHANGES = {
+    "stood in for": stand_in,
     "touched": touch,
     "replaced": replace,
     "added": lambda folder: shutil.copy2(folder / "003.png", folder / "zzz.png"),
@@ -246,6 +259,16 @@ def test_ctrl_c_ends_it_and_everybody_in_it(data, pays):
     assert not any(map(is_alive, workers)) and not leftovers(data) and ".json" not in names(data / ".cache")
 
 
+def test_ctrl_c_is_left_to_the_process_that_builds(data):
+    process = start(data, pause=0.2, pays=0)
+    wait_for(lambda: is_building(data) and len(children(process.pid)) == 3)
+    time.sleep(0.3)  # they are reading
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and output.strip().split("|")[2] == "disk" and not errors
+
+
 def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
     process = start(data, pause=0.2)
     wait_for(lambda: is_building(data))
@@ -262,8 +285,9 @@ def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
 
 
 def test_a_process_that_takes_long_is_waited_for(data, monkeypatch):
-    process = start(data, pause=0.1, pays=0)  # 3 processes, parts of 16 images: something is done each 1.6 seconds
+    process = start(data, pause=0.5, pays=0)  # 3 processes: some images are done each 1.5 seconds, all after 6
     wait_for(lambda: is_building(data))
+    monkeypatch.setattr(cache, "PATIENCE", 4)
     monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("decoded again"))
     assert decoded(data).form == "disk"
     process.communicate(timeout=60)
