@@ -139,6 +139,14 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
     assert np.array_equal(pixels(again), before) and np.array_equal(again.digests, first.digests)
 
 
+def test_images_of_another_shape_are_not_used(data):
+    first = decoded(data, "disk")
+    before = first.images.copy()
+    (path,) = (data / ".cache").glob("*.npy")
+    np.save(path, before[:-1])
+    assert np.array_equal(decoded(data, "disk").images, before)
+
+
 def test_images_that_are_read_stay_when_the_cache_is_renewed(data):
     first = decoded(data, "disk")
     before = first.images.copy()
