@@ -104,7 +104,7 @@ class Keys(Strict):
     cutmix: float = key(DATA, 0.0, "Alpha of CutMix's Beta distribution; 0: off.", ge=0)
     sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often.")
     valid_fraction: float = key(DATA, 0.1, "Share of train that validates when the data has no valid.", gt=0, lt=1)
-    cache: Literal["auto", "off", "disk", "ram", "device"] = key(DATA, "auto", "Where decoded images are kept.")
+    cache: Literal["auto", "off", "disk", "ram", "device", "jpeg"] = key(DATA, "auto", "Where decoded images are kept. jpeg: training images on disk as JPEGs of their base size; lossy.")
     limit_train: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = key(DATA, None, "Number (1) or share (1.0) of the training images; null: all.")
     on_bad_image: Literal["error", "skip"] = key(DATA, "error", "What an unreadable image does.")
 

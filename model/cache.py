@@ -1,32 +1,50 @@
-"""Decoded base images of a split as one uint8 memory map, (N, S, S, 3), and the digests of the files.
+"""Decoded base images of a split, kept so that no file is decoded twice, and the digests of the files.
 
 A cache is found by the dataset's place, split, size and resize mode, and is stale when any name, size or
-mtime differs. Images lie in a file named after that state; the manifest that names it is written last, so
-that at any instant there is a whole cache or none. `cache: off` keeps the digests alone.
+mtime differs. Its files are named after that state: `.npy`, one uint8 memory map (N, S, S, 3); or `.jpegs`
+and `.offsets`, the images as JPEGs behind each other and where each begins; `.digests`, (N, 16). The manifest
+that names them is written last, so that at any instant there is a whole cache or none.
 """
 
 import contextlib
-import hashlib
+import errno
+import fcntl
 import json
+import mmap
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from include import EXIT_SYSTEM
-from model.images import ImageError, base_image, decode, read_bytes
+from model.images import ImageError, decode, read_bytes
 from model.index import Index
+from model.reading import DIGEST, Job, keep_in_file, read_all
 from utils import UserError, cache_home, key64, read_json, write_atomic
 
-FORMAT = 2
+FORMAT = 3
 MAX_AUTO_BYTES = 8 << 30
-DIGEST = 32  # hexadecimal digits of a file's digest
+JPEG_QUALITY = 90
+PATIENCE = 60  # seconds that another process which builds the same cache may stand still
+
+
+class Jpegs:
+    """Base images as JPEGs in one file. Decoded each time."""
+
+    def __init__(self, data: np.ndarray, offsets: np.ndarray, size: int):
+        self.data, self.offsets, self.size = data, offsets, size  # (bytes,) uint8, (N + 1,), S
+
+    def read(self, row: int, out: np.ndarray) -> None:
+        """Image `row` into `out` (S, S, 3) uint8."""
+        import simplejpeg
+
+        simplejpeg.decode_jpeg(self.data[self.offsets[row] : self.offsets[row + 1]], colorspace="RGB", buffer=out)
 
 
 @dataclass
@@ -34,10 +52,27 @@ class Decoded:
     """What a pass over the files gave: base images or None when they are not kept, digests, and bad files."""
 
     images: np.ndarray | None  # (N, S, S, 3) uint8; zeros where a file is bad
-    digests: list[str]
+    digests: np.ndarray  # (N, 16) uint8; zeros where a file cannot be read
     bad: dict[int, str]  # position -> reason
-    form: str  # "disk", "ram" or "off"
+    form: str  # "disk", "ram", "jpeg" or "off"
     note: str = ""  # why it is not the form that was wanted
+    jpegs: Jpegs | None = None  # in form "jpeg", instead of `images`
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cache of one split, size, resize mode and kind lies, and which state of the files it is of."""
+
+    folder: Path
+    stem: str
+    state: str
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.stem}.json"
+
+    def file(self, kind: str) -> Path:
+        return self.folder / f"{self.stem}-{self.state[:12]}{kind}"
 
 
 def default_dir(data_dir: Path) -> Path:
@@ -51,60 +86,92 @@ def default_dir(data_dir: Path) -> Path:
 def open_decoded(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) -> Decoded:
     """The decoded images of `index`, from the cache or by reading every file once.
 
-    `wanted`: auto, disk, ram, off, or device (which begins as auto). "auto" is disk when the images fit in
-    8 GiB and a quarter of the free disk, else off. UserError (exit code 5) when "disk" cannot be written.
+    `wanted`: auto, disk, ram, jpeg (lossy), off, or device (which begins as auto). "auto" is disk when the images
+    fit in 8 GiB and a quarter of the free disk, else off. UserError (exit code 5) when a cache that was asked for
+    cannot be written.
     """
-    root = index.root.resolve()
-    key = key64(os.fsencode(root).hex(), index.split, size, resize)
-    stem = f"{root.name[:60]}-{index.split}-{size}{resize}-{key:016x}"
-    state = index.state(FORMAT)
-    found = _open(cache_dir / f"{stem}.json", state, want_images=wanted != "off")
-    if found and not _repaired(found, index):
-        if wanted == "ram" and found.images is not None:
-            found.images, found.form = np.array(found.images), "ram"
+    place = _find(index, size, resize, wanted, cache_dir)
+    if found := _open(place, index, size, wanted):
         return found
-    form = _choose(wanted, len(index) * size * size * 3, cache_dir)
+    form, note = _choose(wanted, len(index) * size * size * 3, cache_dir)
     try:
-        return _build(index, size, resize, form, cache_dir, stem, state)
+        found = _build(Job(index, size, resize), form, place)
     except OSError as error:
+        reason = f"{cache_dir}: {error.strerror}"
         if wanted not in ("auto", "device"):
-            reason = f"cache: {cache_dir}: {error.strerror}"
-            raise UserError(f"{reason}; give another --cache_dir, or set cache to off", EXIT_SYSTEM) from None
-        form = "ram" if wanted == "device" else "off"
-        found = _build(index, size, resize, form, cache_dir, stem, state)
-        found.note = f"no cache on disk: {cache_dir}: {error.strerror}"
-        return found
+            raise UserError(f"cache: {reason}; give another --cache_dir, or set cache to off", EXIT_SYSTEM) from None
+        form, note = "ram" if wanted == "device" else "off", f"no cache on disk: {reason}"
+        found = _build(Job(index, size, resize), form, place)
+    found.note = note
+    return found
 
 
-def _choose(wanted: str, num_bytes: int, cache_dir: Path) -> str:
+def _find(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) -> Place:
+    root = index.root.resolve()
+    kind = f"{resize}-jpeg" if wanted == "jpeg" else resize
+    key = key64(os.fsencode(root).hex(), index.split, size, kind)
+    stem = f"{root.name[:60]}-{index.split}-{size}{kind}-{key:016x}"
+    return Place(cache_dir, stem, index.state(FORMAT))
+
+
+def _choose(wanted: str, num_bytes: int, cache_dir: Path) -> tuple[str, str]:
+    """The form to build, and why images are not kept when they are not."""
     if wanted not in ("auto", "device"):
-        return wanted
-    place = cache_dir.absolute()
-    while not place.exists():
-        place = place.parent
-    fits = num_bytes <= min(MAX_AUTO_BYTES, shutil.disk_usage(place).free / 4) and os.access(place, os.W_OK)
-    return "disk" if fits else "ram" if wanted == "device" else "off"
+        return wanted, ""
+    folder = cache_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    reason, free = "", shutil.disk_usage(folder).free
+    if num_bytes > MAX_AUTO_BYTES:
+        reason = f"{gib(num_bytes)} of images, {gib(MAX_AUTO_BYTES)} allowed"
+    elif num_bytes > free / 4:
+        reason = f"{gib(num_bytes)} of images, a quarter of the {gib(free)} free on disk allowed"
+    elif not os.access(folder, os.W_OK):
+        reason = f"{folder} cannot be written"
+    if not reason:
+        return "disk", ""
+    return ("ram", "") if wanted == "device" else ("off", f"not cached: {reason}")
 
 
-def _open(manifest_path: Path, state: str, want_images: bool) -> Decoded | None:
+def gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3g} GiB"
+
+
+def _open(place: Place, index: Index, size: int, wanted: str) -> Decoded | None:
+    """The cache when it is whole, of this state, and has what is wanted."""
     try:
-        manifest = read_json(manifest_path)
-        if manifest["state"] != state or (want_images and not manifest["file"]):
+        manifest = read_json(place.manifest)
+        form, bad = manifest["form"], {int(position): reason for position, reason in manifest["bad"].items()}
+        if manifest["state"] != place.state or (wanted != "off" and form == "off"):
             return None
-        joined = manifest["digests"]
-        digests = [joined[at : at + DIGEST] for at in range(0, len(joined), DIGEST)]
-        images = None
-        if want_images:
-            images = np.load(manifest_path.with_name(manifest["file"]), mmap_mode="r").view(np.ndarray)
-            if len(images) != len(digests):
+        digests = np.fromfile(place.file(".digests"), np.uint8).reshape(len(index), DIGEST)
+        found = Decoded(None, digests, bad, "off")
+        if wanted == "jpeg":
+            found.jpegs, found.form = _open_jpegs(place, len(index), size), form
+        elif wanted != "off":
+            images = _open_images(place)
+            if images.shape != (len(index), size, size, 3):
                 return None
-        bad = {int(position): reason for position, reason in manifest["bad"].items()}
-        return Decoded(images, digests, bad, "disk" if want_images else "off")
+            found.images, found.form = (np.array(images), "ram") if wanted == "ram" else (images, form)
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return None if _can_repair(found, index) else found
 
 
-def _repaired(found: Decoded, index: Index) -> bool:
+def _open_images(place: Place) -> np.ndarray:
+    return np.load(place.file(".npy"), mmap_mode="r").view(np.ndarray)
+
+
+def _open_jpegs(place: Place, num: int, size: int) -> Jpegs:
+    """ValueError: it is not whole."""
+    offsets = np.fromfile(place.file(".offsets"), "<i8")
+    data = np.memmap(place.file(".jpegs"), np.uint8, mode="r").view(np.ndarray)
+    if len(offsets) != num + 1 or offsets[-1] != len(data):
+        raise ValueError(place.file(".jpegs"))
+    return Jpegs(data, offsets, size)
+
+
+def _can_repair(found: Decoded, index: Index) -> bool:
     """Whether a file that was bad can be used now: permissions leave no trace in sizes and mtimes."""
     for position in found.bad:
         with contextlib.suppress(ImageError):
@@ -114,94 +181,141 @@ def _repaired(found: Decoded, index: Index) -> bool:
     return False
 
 
-def _build(index: Index, size: int, resize: str, form: str, cache_dir: Path, stem: str, state: str) -> Decoded:
-    """One pass over all files: digest and decode each; then commit. OSError: disk full, read-only."""
-    shape = (len(index), size, size, 3)
-    temporary = None
+# --- building -----------------------------------------------------------------------------------------
+
+
+def _build(job: Job, form: str, place: Place) -> Decoded:
+    """One pass over all files; then commit. OSError: disk full, read-only, or another process hangs at it.
+
+    A process that finds another at it waits, and opens what that has built.
+    """
+    is_kept = form in ("disk", "jpeg")
+    with _locked(place, is_needed=is_kept) as job.tick:
+        if found := _open(place, job.index, job.size, form):
+            return found
+        found = Decoded(None, np.empty(0), {}, form)
+        if form == "ram":
+            found.images, job.keep = _in_memory((len(job.index), job.size, job.size, 3))
+        if not is_kept:
+            found.digests, found.bad = read_all(job)
+        with contextlib.nullcontext() if is_kept else contextlib.suppress(OSError):
+            place.folder.mkdir(parents=True, exist_ok=True)
+            prefix = f".tmp-{place.stem}-"
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=place.folder, ignore_cleanup_errors=True) as name:
+                if is_kept:
+                    read = _read_jpegs if form == "jpeg" else _read_images
+                    found.digests, found.bad = read(job, Path(name))
+                _commit(found, place, Path(name))
+        if form == "jpeg":
+            found.jpegs = _open_jpegs(place, len(job.index), job.size)
+        elif form == "disk":
+            found.images = _open_images(place)
+        return found
+
+
+def _in_memory(shape: tuple[int, ...]) -> tuple[np.ndarray, Callable[[int, np.ndarray], None]]:
+    """Zeros in memory that is shared with forked processes, and what stores images in it."""
     try:
-        images: np.ndarray | None = None
-        if form == "disk":
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=".npy", dir=cache_dir)
-            try:
-                mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and no crash while writing
-                    os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-            finally:
-                os.close(descriptor)
-            images = mapped.view(np.ndarray)
-        elif form == "ram":
-            images = np.zeros(shape, np.uint8)
-        decoded = Decoded(images, [""] * len(index), {}, form)
-        _fill(decoded, index, size, resize)
-        name = f"{stem}-{state[:12]}.npy" if form == "disk" else None
-        if name:
-            mapped.flush()
-            os.chmod(temporary, 0o644)  # type: ignore[arg-type]
-            os.replace(temporary, cache_dir / name)  # type: ignore[arg-type]
-            temporary = None
-            decoded.images = np.load(cache_dir / name, mmap_mode="r").view(np.ndarray)
-        manifest = {"state": state, "file": name, "bad": decoded.bad, "digests": "".join(decoded.digests)}
-        with contextlib.nullcontext() if name else contextlib.suppress(OSError):
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            write_atomic(cache_dir / f"{stem}.json", json.dumps(manifest))
-            _remove_stale(cache_dir, stem, name)
-        return decoded
-    finally:
-        if temporary:
-            os.unlink(temporary)
+        memory = mmap.mmap(-1, int(np.prod(shape)))
+    except OSError as error:
+        raise MemoryError(f"{gib(int(np.prod(shape)))} for decoded images") from error
+    images = np.frombuffer(memory, np.uint8).reshape(shape)
+
+    def keep(first: int, some: np.ndarray) -> None:
+        images[first : first + len(some)] = some
+
+    return images, keep
 
 
-def _remove_stale(cache_dir: Path, stem: str, keep: str | None) -> None:
-    """Earlier states of this split. Whoever has one open keeps it."""
-    for entry in os.scandir(cache_dir):
-        if entry.name.startswith(f"{stem}-") and entry.name.endswith(".npy") and entry.name != keep:
+def _read_images(job: Job, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
+    path, shape = folder / ".npy", (len(job.index), job.size, job.size, 3)
+    start = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+    if hasattr(os, "posix_fallocate"):  # a full disk is found before the work, not after it
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    job.keep = keep_in_file(path, start)
+    return read_all(job)
+
+
+def _read_jpegs(job: Job, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
+    import simplejpeg
+
+    offsets = [0]
+    with open(folder / ".jpegs", "wb") as file:
+
+        def take(encoded: list[bytes]) -> None:
+            for data in encoded:
+                file.write(data)
+                offsets.append(offsets[-1] + len(data))
+
+        job.encode = partial(simplejpeg.encode_jpeg, quality=JPEG_QUALITY, colorsubsampling="420")
+        job.take = take
+        found = read_all(job)
+    (folder / ".offsets").write_bytes(np.array(offsets, "<i8").tobytes())
+    return found
+
+
+def _commit(found: Decoded, place: Place, folder: Path) -> None:
+    """The files in `folder` take their names; the manifest makes them the cache; those of earlier states go.
+
+    Whoever has one of these open keeps it.
+    """
+    (folder / ".digests").write_bytes(found.digests.tobytes())
+    kinds = sorted(entry.name for entry in folder.iterdir())
+    for kind in kinds:
+        with open(folder / kind, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(folder / kind, place.file(kind))
+    form = "off" if found.form == "ram" else found.form
+    write_atomic(place.manifest, json.dumps({"state": place.state, "form": form, "bad": found.bad}))
+    kept = {place.file(kind).name for kind in kinds}
+    for entry in os.scandir(place.folder):
+        if entry.name.startswith(f"{place.stem}-") and entry.name not in kept:
             os.unlink(entry.path)
 
 
-def _fill(decoded: Decoded, index: Index, size: int, resize: str) -> None:
-    """Digests, base images where they are kept, and what is wrong with which file."""
-    prefix = os.path.join(index.root, "")
+@contextlib.contextmanager
+def _locked(place: Place, is_needed: bool) -> Iterator[Callable[[], None]]:
+    """Nobody else builds this cache meanwhile; what a killed process left of it is removed.
 
-    def chunk(positions: range) -> int:
-        for position in positions:
-            path = prefix + index.paths[position]
+    Gives what to call now and then, so that those who wait see that it goes on.
+    """
+    descriptor = None
+    try:
+        descriptor = _lock(place)
+        for entry in os.scandir(place.folder):
+            if entry.name.startswith(f".tmp-{place.stem}-"):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    except OSError:
+        if is_needed and not descriptor:
+            raise
+    try:
+        yield partial(os.utime, descriptor) if descriptor else lambda: None
+    finally:
+        if descriptor:
+            os.close(descriptor)
+
+
+def _lock(place: Place) -> int | None:
+    """The descriptor of a lock that ends with this process; None where files cannot be locked."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place.folder / f"{place.stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    seen, since = None, time.monotonic()
+    try:
+        while True:
             try:
-                data = read_bytes(path)
-                decoded.digests[position] = hashlib.blake2b(data, digest_size=DIGEST // 2).hexdigest()
-                image = decode(data, path)
-                if decoded.images is not None:
-                    decoded.images[position] = base_image(image, size, resize)
-            except ImageError as error:
-                decoded.digests[position] = decoded.digests[position] or "0" * DIGEST
-                decoded.bad[position] = str(error)
-        return len(positions)
-
-    are_small = index.sizes.sum() < len(index) * 16_384
-    step = 256 if are_small else 8
-    chunks = [range(at, min(at + step, len(index))) for at in range(0, len(index), step)]
-    show = _progress(len(index), f"reading {index.split}")
-    if are_small:  # threads would only wait for each other
-        for positions in chunks:
-            show(chunk(positions))
-    else:
-        with ThreadPoolExecutor(min(8, num_cores())) as pool:
-            for done in pool.map(chunk, chunks):
-                show(done)
-    show(0)
-    decoded.bad = dict(sorted(decoded.bad.items()))
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _progress(total: int, title: str) -> Callable[[int], None]:
-    """A bar on a terminal for passes that take a while; nothing elsewhere."""
-    if total < 5000 or sys.stderr is None or not sys.stderr.isatty():
-        return lambda done: None
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=title, unit="image", leave=False)
-    return lambda done: bar.update(done) if done else bar.close()
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                last = os.fstat(descriptor).st_mtime_ns
+            if last != seen:
+                seen, since = last, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                reason = f"another process builds this cache, and has stood still for {PATIENCE} seconds"
+                raise TimeoutError(errno.ETIMEDOUT, reason)
+            time.sleep(0.02)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+            return None
+        raise

@@ -27,6 +27,7 @@ from model import cache
 from model.augment import Augment, fit_batch, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
+from model.reading import num_cores
 from model.source import Source, image_folder, limit, positions_type, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike
 from params import Params
@@ -221,7 +222,7 @@ class Loader:
         if self.resident is not None:
             return 0
         is_cheap = source.images is not None and self.images.augment is None
-        wanted = 0 if is_cheap else min(8, max(1, cache.num_cores() - 1))
+        wanted = 0 if is_cheap else min(8, max(1, num_cores() - 1))
         if self.params.num_workers is not None:
             wanted = self.params.num_workers
         side = self.im_sz if self.images.augment else source.size
@@ -233,7 +234,8 @@ class Loader:
         return wanted
 
     def _describe(self, source: Source) -> str:
-        kept = "decoded each time" if source.form == "off" else f"decoded images on {source.form}"
+        kept = {"off": "decoded each time", "jpeg": f"decoded each time from JPEGs of {source.size} px"}
+        kept = kept.get(source.form, f"decoded images on {source.form}")
         kept = f"decoded images on {self.device}" if self.resident is not None else kept
         road = ["augmented in batches" if self.augment.batched else "augmented per image"] if self.augment else []
         what = f"{self.num_images} images of {len(self.classes)} classes at {self.im_sz} px"

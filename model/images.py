@@ -74,7 +74,8 @@ def _decode_jpeg(data: bytes, path: Path | str) -> np.ndarray | None:
         image = simplejpeg.decode_jpeg(data, colorspace="RGB")  # strict: a truncated file is an error
     except ValueError:
         return None  # Pillow says what is wrong with it
-    return orient(image, jpeg_orientation(data))
+    orientation = jpeg_orientation(data)
+    return image if orientation == 1 else orient(image, orientation)
 
 
 def jpeg_orientation(data: bytes) -> int:
@@ -183,28 +184,44 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 def base_image(image: np.ndarray, size: int, mode: str) -> np.ndarray:
-    """(H, W, 3) -> (size, size, 3) uint8, antialiased (Pillow's bilinear).
+    """(H, W, 3) -> (size, size, 3) uint8, by antialiased bilinear resizing.
 
-    `mode`: "crop" brings the short side to `size` and cuts the centre; "squash" ignores the proportions;
-    "letterbox" brings the long side to `size` and fills with grey.
+    `mode`: "crop" brings the short side to `size` and cuts the centre, to the pixels of torchvision's Resize and
+    CenterCrop; "squash" ignores the proportions; "letterbox" brings the long side to `size` and fills with grey.
     """
     height, width = image.shape[:2]
     if (height, width) == (size, size):
         return image
-    from PIL import Image
-
-    picture = Image.fromarray(image)
     if mode == "squash":
-        return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+        return _resize(image, size, size)
     if mode == "letterbox":
         scale = size / max(width, height)
         inner = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas = np.full((size, size, 3), 128, np.uint8)
         left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
-        resized = np.array(picture.resize(inner, Image.Resampling.BILINEAR))
-        canvas[top : top + inner[1], left : left + inner[0]] = resized
+        canvas[top : top + inner[1], left : left + inner[0]] = _resize(image, inner[1], inner[0])
         return canvas
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    short = min(height, width)
+    tall, wide = int(size * height / short), int(size * width / short)
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    if max(tall, wide) > 2 * size:  # most of it would be thrown away
+        x, y = width / wide, height / tall
+        return _resize_part(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
+    return _resize(image, tall, wide)[top : top + size, left : left + size]
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) -> (height, width, 3). The same integers as Pillow's bilinear to one level, in half the time."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _resize_part(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """`box` (left, top, right, bottom) of (H, W, 3) -> (size, size, 3)."""
+    from PIL import Image
+
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -29,9 +29,10 @@ class Source:
     rows: np.ndarray  # (N,) where each file's digest and image are in those
     size: int  # S
     resize: str
-    form: str  # disk, ram or off
+    form: str  # disk, ram, jpeg or off
     note: str = ""
     skipped: tuple[str, ...] = ()
+    jpegs: cache.Jpegs | None = None  # of the whole folder, in form jpeg
 
     def read(self, positions: np.ndarray, begin: Callable[[int], None] = lambda position: None) -> np.ndarray:
         """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile.
@@ -40,12 +41,15 @@ class Source:
         """
         if self.images is not None:
             return self.images[self.rows[positions]]
-        images = []
-        for position in positions.tolist():
+        images = np.empty((len(positions), self.size, self.size, 3), np.uint8)
+        for image, position in zip(images, positions.tolist(), strict=True):
             begin(position)
-            path = self.index.root / self.index.paths[position]
-            images.append(base_image(read_image(path), self.size, self.resize))
-        return np.stack(images)
+            if self.jpegs:
+                self.jpegs.read(self.rows[position], image)
+            else:
+                path = self.index.root / self.index.paths[position]
+                image[:] = base_image(read_image(path), self.size, self.resize)
+        return images
 
     def fingerprint(self) -> str:
         """Digest over relative name, size, label and content digest of the files; a plain copy has it too.
@@ -53,6 +57,7 @@ class Source:
         SHA-256 over two of them: of all names (NFC, UTF-8) one behind the other; and, 65,536 files at a time, of
         the lengths of the names (uint16), the sizes (int64), labels (int32) and content digests, little-endian. The
         order is that of the index, which is one of names: neither a file system's order nor its unicode form counts.
+        Lossy pixels are other data: a run cannot change to them, or back, unnoticed.
         """
         index, names, columns = self.index, hashlib.sha256(), hashlib.sha256()
         for number, (block, lengths) in enumerate(index.paths.blocks()):
@@ -64,17 +69,11 @@ class Source:
             for column, kind in ((lengths, "<u2"), (index.sizes[part], "<i8"), (index.labels[part], "<i4")):
                 columns.update(column.astype(kind))
             columns.update(self.digests[self.rows[part]])
-        return hashlib.sha256(names.digest() + columns.digest()).hexdigest()
+        lossy = f"jpeg {cache.JPEG_QUALITY}" if self.jpegs else ""
+        return hashlib.sha256(names.digest() + columns.digest() + lossy.encode()).hexdigest()
 
     def class_counts(self) -> list[int]:
         return np.bincount(self.index.labels, minlength=len(self.index.classes)).tolist()
-
-
-def to_rows(digests: np.ndarray | list[str]) -> np.ndarray:
-    """(N, 16) uint8 of as many digests of 32 hexadecimal digits; such an array is taken as it is."""
-    if isinstance(digests, np.ndarray):
-        return digests
-    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), -1)
 
 
 def positions_type(num: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
@@ -133,7 +132,9 @@ def _native_size(index: Index) -> int:
 
 def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source:
     size = base_size(im_sz)
-    found = cache.open_decoded(index, size, params.resize, params.cache, cache_dir)
+    is_lossy = params.cache == "jpeg" and index.split == "train"  # what is evaluated is exact
+    wanted = "auto" if params.cache == "jpeg" and not is_lossy else params.cache
+    found = cache.open_decoded(index, size, params.resize, wanted, cache_dir)
     if found.bad and params.on_bad_image == "error":
         reasons = "; ".join(list(found.bad.values())[:5]) + ("; ..." if len(found.bad) > 5 else "")
         raise UserError(
@@ -141,8 +142,9 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
             "Repair or remove them, or set on_bad_image to skip"
         )
     skipped = tuple(index.paths[position] for position in found.bad)
-    rows, digests = np.arange(len(index), dtype=positions_type(len(index))), to_rows(found.digests)
-    whole = Source(index, digests, found.images, rows, size, params.resize, found.form, found.note, skipped)
+    rows = np.arange(len(index), dtype=positions_type(len(index)))
+    rest = (size, params.resize, found.form, found.note, skipped, found.jpegs)
+    whole = Source(index, found.digests, found.images, rows, *rest)
     if not skipped:
         return whole
     is_good = np.ones(len(index), bool)
@@ -160,7 +162,12 @@ def _part(source: Source, mask: np.ndarray, split: str) -> Source:
     is_same = split == source.index.split  # what was left out is told once
     index.ignored = source.index.ignored if is_same else index.ignored
     rest = (source.digests, source.images, source.rows[mask], source.size, source.resize, source.form, source.note)
-    return Source(index, *rest, source.skipped if is_same else ())
+    part = Source(index, *rest, source.skipped if is_same else ())
+    if source.jpegs and split == "train":
+        part.jpegs = source.jpegs
+    elif source.jpegs:
+        part.form, part.note = "off", "not cached: the jpeg cache is lossy, and for training alone"
+    return part
 
 
 def _split_by_content(source: Source, fraction: float) -> np.ndarray:
