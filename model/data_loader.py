@@ -28,6 +28,7 @@ from model.augment import Augment, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
 from model.normalise import Normalise as Normalise
+from model.normalise import Room
 from model.source import Source, image_folder, limit, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike
 from model.windows import one_thread
@@ -315,10 +316,10 @@ class Loader:
         (images (B, 3, H, W) float32, channels last in memory; labels (B,) int64 or soft (B, K);
         positions (B,) on the CPU; weights (B,), 0 for padding)
         """
-        parts = self._parts(epoch, start_step)
+        parts, ready = self._parts(epoch, start_step), partial(self._ready, Room(self.im_sz, self.device))
         if self.num_workers == 0:
             for part in parts:
-                yield self._ready(self._fetch(epoch, part[2]), epoch, *part)
+                yield ready(self._fetch(epoch, part[2]), epoch, *part)
             return
         planned = list(parts)
         loader = DataLoader(
@@ -336,7 +337,7 @@ class Loader:
             raw = iter(loader)
         try:
             for images, part in zip(raw, planned, strict=True):
-                yield self._ready(images, epoch, *part)
+                yield ready(images, epoch, *part)
         except ImageError as error:  # a worker's comes wrapped in its traceback
             raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from None
         except RuntimeError as error:
@@ -353,10 +354,12 @@ class Loader:
         """What a worker would give; None when the batch can be cut from where the images lie."""
         return torch.from_numpy(self.images[epoch, positions]) if self._store is None else None
 
-    def _ready(self, raw: Tensor | None, epoch: int, step: int, micro: int, positions: np.ndarray, real: int) -> Batch:
+    def _ready(
+        self, room: Room, raw: Tensor | None, epoch: int, step: int, micro: int, positions: np.ndarray, real: int
+    ) -> Batch:
         """What `_fetch` or a worker gave -> what the net takes, on the device."""
         with one_thread() if self.device == "cpu" else nullcontext():
-            images = self._pixels(raw, epoch, positions)
+            images = self._pixels(room, raw, epoch, positions)
         indices = torch.from_numpy(positions)
         labels = self._labels[indices].to(self.device, non_blocking=True)
         params = self.params
@@ -368,13 +371,13 @@ class Loader:
             weights[real:] = 0
         return images, labels, indices, weights
 
-    def _pixels(self, raw: Tensor | None, epoch: int, positions: np.ndarray) -> Tensor:
+    def _pixels(self, room: Room, raw: Tensor | None, epoch: int, positions: np.ndarray) -> Tensor:
         """(B, 3, side, side) float32, augmented, normalised and of the size that this epoch has."""
         if raw is None:
             store, rows = self._store, self._rows[positions]
         else:
             store, rows = raw.to(self.device, non_blocking=True), np.arange(len(positions))
-        images = self._normalise.empty(len(positions))
+        images = room.empty(len(positions))
         if self.images.augment:  # done, in a worker
             self._normalise.into(store, images)
         else:

@@ -116,9 +116,9 @@ def resize_boxes(store: Tensor, rows: np.ndarray, boxes: np.ndarray, height: int
     """
     out = torch.empty((len(rows), height, width, 3), dtype=torch.uint8)
     resize = partial(torch.ops.aten.upsample_bilinear2d.out, output_size=(height, width), align_corners=False)
-    for number, (row, left, top, w, h) in enumerate(zip(rows.tolist(), *boxes.tolist(), strict=True)):
-        box = store[row : row + 1, top : top + h, left : left + w].permute(0, 3, 1, 2)
-        resize(box, out=out[number : number + 1].permute(0, 3, 1, 2))
+    sources, targets = store.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2).split(1)
+    for target, row, left, top, w, h in zip(targets, rows.tolist(), *boxes.tolist(), strict=True):
+        resize(sources[row : row + 1, :, top : top + h, left : left + w], out=target)
     return out
 
 

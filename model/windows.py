@@ -191,9 +191,11 @@ class Recipe:
         replaced by the reflected ones.
         """
         num, tall, wide = len(rows), store.shape[1], store.shape[2]
-        if (self.height, self.width) == (tall, wide) and not self.padding:
+        if (self.height, self.width) == (tall, wide) == (len(self.rows), len(self.columns)):
             return mirror_and_cut(store.index_select(0, torch.from_numpy(rows)), windows)
         pixels = store.view(-1)
+        if len(pixels) // 3 < self.width:
+            return self.gather_by_pixel(store, rows, windows)
         runs = pixels.as_strided((len(pixels) // 3 - self.width + 1, self.width * 3), (3, 1))  # they overlap
         line = rows[:, None] * tall + self.rows[windows.top[:, None] + np.arange(self.height)]  # (b, h)
         starts = (line * wide + (windows.left - self.padding)[:, None]).reshape(-1)
@@ -203,7 +205,7 @@ class Recipe:
             image, y = divmod(int(place), self.height)
             sources = self.columns[windows.left[image] + np.arange(self.width)]
             images[image, y] = store.view(-1, wide, 3)[int(line[image, y])][torch.from_numpy(sources)]
-        if self.padding:
+        if self.is_reflected.any():
             as_pixels = images.numpy().view("V3")[..., 0]  # (b, h, w), three bytes each
             image, column = np.nonzero(self.is_reflected[windows.left])
             as_pixels[image, :, column] = as_pixels[image, :, self.sources[windows.left[image], column]]
@@ -211,9 +213,11 @@ class Recipe:
 
 
 def mirror_and_cut(images: Tensor, windows: Windows) -> Tensor:
-    """The flips and holes of `windows`, in place. (b, h, w, 3) uint8 on the CPU."""
+    """The flips and holes of `windows`, perhaps in place. (b, h, w, 3) uint8 on the CPU."""
     chosen = np.flatnonzero(windows.is_flipped)
-    if len(chosen):
+    if len(chosen) == len(images):
+        images = images.permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
+    elif len(chosen):
         # Channels last as a picture's are: for these torch has a flip that moves many pixels at a time.
         mirrored = images.index_select(0, torch.from_numpy(chosen)).permute(0, 3, 1, 2).flip(-1)
         images.numpy()[chosen] = mirrored.permute(0, 2, 3, 1).numpy()

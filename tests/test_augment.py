@@ -165,17 +165,19 @@ def pieces(augment: Augment, store: torch.Tensor, rows: np.ndarray, epoch: int =
 
 
 @settings(max_examples=400, deadline=None)
-@given(RECIPES, st.integers(0, 3), st.booleans())
-@example((8, 8, 8, [("PadIfNeeded", 10, 10), ("RandomCrop", 8, 8), ("HorizontalFlip", 0, 0)]), 1, True)
-@example((6, 6, 6, [("PadIfNeeded", 40, 40), ("HorizontalFlip", 0, 0), ("RandomCrop", 9, 9)]), 1, False)
-@example((9, 9, 5, [("RandomResizedCrop", 7, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", 3, 20)]), 0, False)
-def test_one_gather_is_what_the_twins_do_one_after_another(recipe, epoch, alternate):
+@given(RECIPES, st.sampled_from([1, 30]), st.integers(0, 3), st.booleans())
+@example((8, 8, 8, [("PadIfNeeded", 10, 10), ("RandomCrop", 8, 8), ("HorizontalFlip", 0, 0)]), 30, 1, True)
+@example((6, 6, 6, [("PadIfNeeded", 40, 40), ("HorizontalFlip", 0, 0), ("RandomCrop", 9, 9)]), 30, 1, False)
+@example((9, 9, 5, [("RandomResizedCrop", 7, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", 3, 20)]), 30, 0, False)
+@example((7, 7, 8, [("PadIfNeeded", 8, 8)]), 30, 0, False)  # a border on one side
+@example((2, 2, 5, [("PadIfNeeded", 5, 5)]), 1, 0, False)  # fewer pixels in all than in a row of the window
+def test_one_gather_is_what_the_twins_do_one_after_another(recipe, num, epoch, alternate):
     """From whichever place, by runs or by pixels, in small pieces or in one: to the bit."""
     height, width, im_sz, steps = recipe
     augment = Augment([transform_of(*step) for step in steps], im_sz, seed=3, alternate=alternate)
-    store = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (30, height, width, 3)).astype(np.uint8))
-    rows = np.random.default_rng(1).permutation(30)[:17]
-    rows[:2] = 0, 29  # windows there leave the whole array
+    store = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, height, width, 3)).astype(np.uint8))
+    rows = np.random.default_rng(1).integers(0, num, 17)
+    rows[:2] = 0, num - 1  # windows there leave the whole array
     try:
         wanted = augment.batch(store[rows], epoch, rows)
     except UserError:  # a crop of more than there is
