@@ -19,6 +19,7 @@ from kit import make_dataset, make_images
 from model import cache, source
 from model.images import ImageError, base_image, image_size, jpeg_orientation, read_image
 from model.index import describe_ignored, find_splits, index_split
+from model.normalise import Room
 from model.progressive import size_at, sizes
 from utils import UserError
 
@@ -509,17 +510,29 @@ def test_a_batch_stays_as_it_is_while_somebody_holds_a_part_of_it(data):
     for gradient, images in zip(gradients, wanted, strict=True):  # autograd held the images
         loss = torch.nn.functional.conv2d(images, weight).square().sum()
         assert torch.equal(gradient, torch.autograd.grad(loss, weight)[0])
-    again = []
-    for images, *_ in part.batches(0):
-        again.append(images.data_ptr())
-        del images
-    assert len(set(again)) < len(again)
+    room = Room(8, "cpu")
+    first = room.empty(4)
+    memory = room.lent[0][0]
+    view = first[2:, 0]
+    del first
+    room.empty(3)
+    assert room.lent[-1][0] is not memory
+    del view
+    room.empty(4)  # the only one that is large enough
+    assert room.lent[-1][0] is memory and len(room.lent) == 2
 
 
-def test_threads_are_as_before(data):
-    before = torch.get_num_threads()
-    for _ in loader(data).batches(0):
-        assert torch.get_num_threads() == before
+def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
+    before, part = torch.get_num_threads(), loader(data)
+    normalise, seen = part._normalise.into, []
+    part._normalise.into = lambda *values: (seen.append(torch.get_num_threads()), normalise(*values))
+    torch.set_num_threads(2)
+    try:
+        for _ in part.batches(0):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_progressive_resizing(tmp_path):
