@@ -383,7 +383,5 @@ class Loader:
         else:
             for part, pixels in self._cut.pieces(store, rows, epoch, positions):
                 self._normalise.into(pixels, images[part])
-        images = images.permute(0, 3, 1, 2)
-        return (
-            progressive.resize(images, progressive.size_at(self.params, self.im_sz, epoch)) if self.is_train else images
-        )
+        side = progressive.size_at(self.params, self.im_sz, epoch) if self.is_train else self.im_sz
+        return progressive.resize(images.permute(0, 3, 1, 2), side)
