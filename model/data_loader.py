@@ -373,10 +373,11 @@ class Loader:
 
     def _pixels(self, room: Room, raw: Tensor | None, epoch: int, positions: np.ndarray) -> Tensor:
         """(B, 3, side, side) float32, augmented, normalised and of the size that this epoch has."""
-        if raw is None:
-            store, rows = self._store, self._rows[positions]
-        else:
+        if raw is not None:
             store, rows = raw.to(self.device, non_blocking=True), np.arange(len(positions))
+        else:
+            assert self._store is not None
+            store, rows = self._store, self._rows[positions]
         images = room.empty(len(positions))
         if self.images.augment:  # done, in a worker
             self._normalise.into(store, images)

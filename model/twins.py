@@ -87,7 +87,8 @@ def flip_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
 
 def resized_crop_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
     """A random part of the area and of a random proportion, in whole pixels, resized bilinearly (arXiv:1409.4842)."""
-    boxes = draw_boxes(*images.shape[1:3], t, draw)
+    height, width = images.shape[1:3]
+    boxes = draw_boxes(height, width, t, draw)
     if images.device.type == "cpu":
         return resize_boxes(images, np.arange(len(images)), boxes, *t["size"])
     return sample_boxes(images, boxes, *t["size"])

@@ -266,7 +266,8 @@ def make_recipe(twins: list[TwinOf], height: int, width: int, im_sz: int, on_cpu
     """
     first = twins[0] if twins else None
     if first and first[0] is resized_crop_batch and on_cpu:
-        rest = _compile(twins, *first[1]["size"], im_sz, start=1)
+        out_height, out_width = first[1]["size"]
+        rest = _compile(twins, out_height, out_width, im_sz, start=1)
         return rest and BoxRecipe(first[1], height, width, rest)
     return _compile(twins, height, width, im_sz)
 
