@@ -51,6 +51,13 @@ class EarlyStopping(Strict):
     minimize: Switch | None = Field(None, description="1: lower is better. 0: higher is better. null: as METRICS says.")
 
 
+class Progressive(Strict):
+    initial_scale: float = Field(0.5, gt=0, le=1, description="Share of im_sz that the first images have.")
+    delay_fraction: float = Field(0.4, ge=0, le=1, description="Share of the epochs at this size.")
+    finetune_fraction: float = Field(0.2, ge=0, le=1, description="Share of the epochs, the last ones, at full size.")
+    size_increment: int = Field(4, ge=1, description="Sizes are multiples of so many pixels.")
+
+
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
 
 
@@ -100,6 +107,8 @@ class Keys(Strict):
     bs_test: int = key(DATA, 256, "Images per evaluation batch.", alias="eval_batch_size", ge=1)
     num_workers: int | None = key(DATA, None, "Processes that read images; null: as many as pay.", ge=0, le=256)
     augment: Text | list[Text | dict[str, Any]] = key(DATA, "flip_crop", "none, crop, flip_crop, strong, or a list of albumentations transforms: names, or objects with name and arguments.", names="none crop flip_crop strong")
+    alternate_flip: Switch = key(DATA, 0, "1: which images are flipped is drawn once, and alternates by epoch (arXiv:2404.00498).")
+    progressive: Progressive | None = key(DATA, None, "Smaller training images at first; null: full size always.")
     mixup: float = key(DATA, 0.0, "Alpha of mixup's Beta distribution; 0: off.", ge=0)
     cutmix: float = key(DATA, 0.0, "Alpha of CutMix's Beta distribution; 0: off.", ge=0)
     sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often.")
@@ -159,6 +168,9 @@ class Keys(Strict):
         for item in self.augment if isinstance(self.augment, list) else []:
             if isinstance(item, dict) and not isinstance(item.get("name"), str):
                 raise ValueError(f'augment: {shorten(item)} given; a transform needs its "name"')
+        if (grow := self.progressive) and grow.delay_fraction + grow.finetune_fraction > 1:
+            raise ValueError(f"progressive: delay_fraction {grow.delay_fraction:g} and finetune_fraction "
+                             f"{grow.finetune_fraction:g} given; together at most 1")  # fmt: skip
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.accumulate} given; at most batch_size, {self.batch_size}")
         if self.early_stopping:
@@ -167,6 +179,13 @@ class Keys(Strict):
                 raise ValueError(f"early_stopping.monitor_metric: {shorten(watched)} given; possible: "
                                  f"{', '.join(sorted(known))}; more by naming them in metrics")  # fmt: skip
         return self
+
+
+def _flips(augment: Any) -> bool:
+    """Whether a preset or a list of transforms flips; presets that are not known here may."""
+    if isinstance(augment, str):
+        return augment not in ("none", "crop")
+    return any((item if isinstance(item, str) else item["name"]) == "HorizontalFlip" for item in augment)
 
 
 NO_EFFECT: list[tuple[str, Callable[[Keys], Any], str]] = [
@@ -179,11 +198,18 @@ NO_EFFECT: list[tuple[str, Callable[[Keys], Any], str]] = [
     ("momentum", lambda p: p.optimizer not in ("sgd", "rmsprop"), "only sgd and rmsprop have it; others by optimizer_args"),
     ("momentum", lambda p: "momentum" in p.optimizer_args, "optimizer_args says another one"),
     ("label_smoothing", lambda p: p.label_smoothing and p.loss == "focal", "only loss cross_entropy has it"),
+    ("alternate_flip", lambda p: p.alternate_flip and not _flips(p.augment), "augment has no HorizontalFlip"),
+    ("progressive", lambda p: p.progressive and p.progressive.initial_scale == 1, "initial_scale 1 is full size"),
     ("cuda", lambda p: p.device != "auto", "device says where to compute"),
     ("early_stopping", lambda p: p.early_stopping and p.early_stopping.patience >= p.num_epochs, "its patience is as long as the run"),
 ]  # fmt: skip
 
-SECTIONS: dict[str, type[Strict]] = {"freeze": Freeze, "early_stopping": EarlyStopping, "search": Search}
+SECTIONS: dict[str, type[Strict]] = {
+    "freeze": Freeze,
+    "early_stopping": EarlyStopping,
+    "progressive": Progressive,
+    "search": Search,
+}
 FREE = ("arch_args", "optimizer_args")  # their keys are known to a constructor, not here
 PATHS = ("pretrain", "data_dir", "restore_file")  # relative to the file they stand in
 OWNED = {"arch": "arch_args", "optimizer": "optimizer_args"}

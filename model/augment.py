@@ -8,7 +8,8 @@ one function and one line in PRESETS.
 import contextlib
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from include import VERSION
 from model.twins import fit_batch, twin_of, uniform
+from model.windows import BoxRecipe, Recipe, make_recipe
 from params import Params
 from utils import UserError, key64, nearest
 
 Transforms = list[dict[str, Any]]
+FLIP = "HorizontalFlip"
 
 
 # --- presets ------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ def crop(im_sz: int, base: int) -> Transforms:
 
 
 def flip_crop(im_sz: int, base: int) -> Transforms:
-    return [*crop(im_sz, base), {"name": "HorizontalFlip", "p": 0.5}]
+    return [*crop(im_sz, base), {"name": FLIP, "p": 0.5}]
 
 
 def strong(im_sz: int, base: int) -> Transforms:
@@ -84,35 +87,103 @@ PRESETS: dict[str, Callable[[int, int], Transforms]] = {
 }
 
 
+class PythonRandom(random.Random):
+    """Python's interface to a numpy generator: both draw from one stream, and neither keeps anything back."""
+
+    def __init__(self, generator: np.random.Generator):
+        self.generator = generator
+        super().__init__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.generator,)
+
+    def seed(self, *_: Any) -> None:
+        """The generator's state is set from outside."""
+
+    def random(self) -> float:
+        return self.generator.random()
+
+    def getrandbits(self, k: int) -> int:
+        return int.from_bytes(self.generator.bytes(-(-k // 8)), "little") >> (-k % 8)
+
+    def gauss(self, mu: float = 0.0, sigma: float = 1.0) -> float:
+        return mu + sigma * self.generator.standard_normal()
+
+
 class Augment:
     """The augmentation of a training set. `batched`: by `batch` on the device; else by `image` in workers."""
 
-    def __init__(self, transforms: Transforms, im_sz: int, seed: int, per_image: bool = False):
-        self.transforms, self.im_sz, self.seed = transforms, im_sz, seed
+    def __init__(self, transforms: Transforms, im_sz: int, seed: int, per_image: bool = False, alternate: bool = False):
+        self.transforms, self.im_sz, self.seed, self.alternate = transforms, im_sz, seed, alternate
         twins = [twin_of(transform) for transform in transforms]
         self.twins = [twin for twin in twins if twin]
         self.batched = len(self.twins) == len(twins) and not per_image
+        self._recipes: dict[Any, Recipe | BoxRecipe | None] = {}
         self._pipeline: Any = None
         if not self.batched:
             self._pipeline = build_pipeline(transforms)
+            self._stream = np.random.Philox(key=0)
+            self._fresh = self._stream.state
+            generator = np.random.Generator(self._stream)
+            # One stream for all transforms. With one of its own, of the same seed, each would draw the same numbers,
+            # and crops and flips would go together.
+            self._pipeline.set_random_state(generator, PythonRandom(generator))
+
+    def draws(self, epoch: int, indices: np.ndarray, streams: list[str]) -> np.ndarray:
+        """(number of streams, B) in [0, 1). With `alternate`, flips are drawn once and then take turns by epoch."""
+        drawn = uniform(self.seed, epoch, indices, streams)
+        if self.alternate:
+            for row, stream in zip(drawn, streams, strict=True):
+                if stream.endswith("flip"):
+                    first = uniform(self.seed, 0, indices, [stream])[0]
+                    row[:] = 1 - 2.0**-53 - first if epoch % 2 else first
+        return drawn
 
     def batch(self, images: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
-        """uint8 (B, S, S, 3) -> uint8 (B, im_sz, im_sz, 3)."""
+        """uint8 (B, S, S, 3) -> uint8 (B, im_sz, im_sz, 3), one transform after another: what `pieces` means."""
         for number, (function, arguments) in enumerate(self.twins):
-            images = function(
-                images, arguments, lambda stream, n=number: uniform(self.seed, epoch, indices, f"{n}{stream}")
-            )
+
+            def draw(stream: str, number: int = number) -> np.ndarray:
+                return self.draws(epoch, indices, [f"{number}{stream}"])[0]
+
+            images = function(images, arguments, draw)
         return fit_batch(images, self.im_sz)
+
+    def pieces(
+        self, store: Tensor, rows: np.ndarray, epoch: int, indices: np.ndarray
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The batch of `store[rows]`, in pieces: (which of its images, uint8 (b, im_sz, im_sz, 3)).
+
+        store (N, S, S, 3) uint8, contiguous, on any device; rows (B,): where in it the images `indices` lie. At once
+        where that is equal; else by `batch`.
+        """
+        form = (*store.shape[1:3], store.device.type == "cpu")
+        if form not in self._recipes:
+            self._recipes[form] = make_recipe(self.twins, *form[:2], self.im_sz, on_cpu=form[2])
+        recipe = self._recipes[form]
+        if recipe:
+            yield from recipe.pieces(store, rows, partial(self.draws, epoch, indices))
+        else:
+            found = store.index_select(0, torch.from_numpy(rows).to(store.device))
+            yield slice(0, len(rows)), self.batch(found, epoch, indices)
 
     def image(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """uint8 (S, S, 3) -> uint8 (im_sz, im_sz, 3), by albumentations."""
-        key = key64(self.seed, "augment", epoch, index)
-        # One stream for all transforms. A seed would give each the same draws: crops and flips would go together.
-        self._pipeline.set_random_state(np.random.default_rng(key), random.Random(key))
+        self._fresh["state"]["key"][:] = key64(self.seed, "augment", epoch, index), 0
+        self._stream.state = self._fresh
+        if self.alternate:
+            self._turn_flips(epoch, index)
         image = self._pipeline(image=image)["image"]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"augment: the transforms give {image.dtype} {image.shape}; uint8 (H, W, 3) is wanted")
+        if image.shape[:2] == (self.im_sz, self.im_sz):
+            return image
         return fit_batch(torch.from_numpy(np.ascontiguousarray(image))[None], self.im_sz)[0].numpy()
+
+    def _turn_flips(self, epoch: int, index: int) -> None:
+        for number, transform in enumerate(self._pipeline.transforms):
+            if self.transforms[number]["name"] == FLIP:
+                transform.p = float(self.draws(epoch, np.array([index]), [f"{number}flip"])[0, 0] < 0.5)
 
     def record(self) -> dict[str, Any]:
         """What ran, for record/augm.json: albumentations' serialisation, or the kit's in the same shape."""
@@ -139,7 +210,11 @@ def make_augment(params: Params, im_sz: int, base_size: int, per_image: bool = F
         transforms = PRESETS[params.augment](im_sz, base_size)
     else:
         transforms = [{"name": item} if isinstance(item, str) else dict(item) for item in params.augment]
-    augment = Augment(transforms, im_sz, params.seed, per_image)
+    alternate = bool(params.alternate_flip)
+    for flip in [transform for transform in transforms if transform["name"] == FLIP and alternate]:
+        if flip.get("p", 0.5) != 0.5:
+            raise UserError(f"alternate_flip: {FLIP} has p {flip['p']}; the flips of half the images alternate: 0.5")
+    augment = Augment(transforms, im_sz, params.seed, per_image, alternate)
     blank = np.zeros((base_size, base_size, 3), np.uint8)
     try:
         if augment.batched:

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from include import IMAGENET_MEAN, IMAGENET_STD
-from model import cache
-from model.augment import Augment, fit_batch, make_augment, mix
+from model import cache, progressive
+from model.augment import Augment, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
+from model.normalise import Normalise as Normalise
+from model.normalise import Room
 from model.reading import num_cores
 from model.source import Source, image_folder, limit, positions_type, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike
+from model.windows import one_thread
 from params import Params
 from utils import UserError, key64, lookup
 
@@ -104,21 +108,6 @@ class Images(Dataset):
                 augmented.append(self.augment.image(image, epoch, position))
             images = np.stack(augmented)
         return images
-
-
-class Normalise:
-    """uint8 (B, S, S, 3) base or augmented images -> float32 (B, 3, im_sz, im_sz), channels last in memory."""
-
-    def __init__(self, pinned: dict[str, Any], device: str):
-        self.im_sz = pinned["im_sz"]
-        # One row of pixels at a time, (im_sz * 3): many times faster than three numbers broadcast.
-        self.mean = torch.tensor(pinned["mean"], device=device).mul(255).repeat(self.im_sz)
-        self.scale = torch.tensor(pinned["std"], device=device).mul(255).reciprocal().repeat(self.im_sz)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        rows = fit_batch(images, self.im_sz).reshape(len(images), self.im_sz, -1).float()  # (B, H, W * 3)
-        rows = rows.sub_(self.mean).mul_(self.scale)
-        return rows.view(len(images), self.im_sz, self.im_sz, 3).permute(0, 3, 1, 2)
 
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -201,6 +190,8 @@ class Loader:
         self.num_workers = self._choose_workers(source)
         self._labels = torch.from_numpy(index.labels)  # (N,) int32
         self._normalise = Normalise(pinned, device)
+        self._cut = self.augment or Augment([], self.im_sz, params.seed)  # evaluation takes the centre
+        self._store, self._rows = self._choose_store(source)
         self.description = self._describe(source)
 
     def _may_reside(self, source: Source) -> bool:
@@ -216,6 +207,16 @@ class Loader:
 
     def _to_device(self, source: Source) -> Tensor:
         return torch.from_numpy(source.read(np.arange(self.num_images))).to(self.device)
+
+    def _choose_store(self, source: Source) -> tuple[Tensor | None, np.ndarray]:
+        """Where batches are cut from without a copy of their images before, and the row there of each position."""
+        if self.resident is not None:
+            return self.resident, np.arange(self.num_images)
+        if source.images is None or self.images.augment or self.num_workers or self.device != "cpu":
+            return None, source.rows
+        with warnings.catch_warnings():  # the memory map can only be read, and nobody writes
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(source.images), source.rows
 
     def _choose_workers(self, source: Source) -> int:
         """0 where a batch is a copy out of the cache; those that decode or augment per image get company."""
@@ -238,6 +239,7 @@ class Loader:
         kept = kept.get(source.form, f"decoded images on {source.form}")
         kept = f"decoded images on {self.device}" if self.resident is not None else kept
         road = ["augmented in batches" if self.augment.batched else "augmented per image"] if self.augment else []
+        road += [text] if self.is_train and (text := progressive.describe(self.params, self.im_sz)) else []
         what = f"{self.num_images} images of {len(self.classes)} classes at {self.im_sz} px"
         parts = [", ".join([f"{self.split}: {what}", *road, kept, f"{self.num_workers} workers"])]
         parts += [source.note] if source.note else []
@@ -251,11 +253,13 @@ class Loader:
         """What record/augm.json says."""
         record = self.augment.record() if self.augment else {"transform": None}
         normalize = {key: self.pinned[key] for key in ("mean", "std")}
+        names = [name for name in ("alternate_flip", "progressive") if self.is_train and getattr(self.params, name)]
+        record |= {name: self.params.resolved()[name] for name in names}
         return record | {"mixup": self.params.mixup, "cutmix": self.params.cutmix, "normalize": normalize}
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self.resident = None
+        self.resident = self._store = None
 
     # --- batches ---
 
@@ -310,7 +314,7 @@ class Loader:
         for step in range(start_step, self.num_batches):
             start, end = self._bounds(step)
             positions = order[start:end].astype(np.int64)
-            parts = np.array_split(positions, num_parts)
+            parts = np.array_split(positions, num_parts) if num_parts > 1 else [positions]
             for micro in range(self.accumulate):
                 part = parts[micro * self.world + self.rank]
                 missing = len(parts[0]) - len(part)
@@ -323,10 +327,10 @@ class Loader:
         (images (B, 3, H, W) float32, channels last in memory; labels (B,) int64 or soft (B, K);
         positions (B,) on the CPU; weights (B,), 0 for padding)
         """
-        parts = self._parts(epoch, start_step)
+        parts, ready = self._parts(epoch, start_step), partial(self._ready, Room(self.im_sz, self.device))
         if self.num_workers == 0:
             for part in parts:
-                yield self._ready(self._fetch(epoch, part[2]), epoch, *part)
+                yield ready(self._fetch(epoch, part[2]), epoch, *part)
             return
         ahead, parts = itertools.tee(parts)  # holds what the workers are ahead of the batches, no more
         loader = DataLoader(
@@ -344,7 +348,7 @@ class Loader:
             raw = iter(loader)
         try:
             for images, part in zip(raw, parts, strict=True):
-                yield self._ready(images, epoch, *part)
+                yield ready(images, epoch, *part)
         except ImageError as error:  # a worker's comes wrapped in its traceback
             raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from None
         except RuntimeError as error:
@@ -357,17 +361,16 @@ class Loader:
                 f"{self.root} ({reason}). Look at them with build_dataset.py --check"
             ) from None
 
-    def _fetch(self, epoch: int, positions: np.ndarray) -> Tensor:
-        if self.resident is not None:
-            return self.resident.index_select(0, torch.from_numpy(positions).to(self.device))
-        return torch.from_numpy(self.images[epoch, positions])
+    def _fetch(self, epoch: int, positions: np.ndarray) -> Tensor | None:
+        """What a worker would give; None when the batch can be cut from where the images lie."""
+        return torch.from_numpy(self.images[epoch, positions]) if self._store is None else None
 
-    def _ready(self, images: Tensor, epoch: int, step: int, micro: int, positions: np.ndarray, real: int) -> Batch:
-        """uint8 (B, S, S, 3) -> what the net takes, on the device."""
-        images = images.to(self.device, non_blocking=True)
-        if self.augment and self.augment.batched:
-            images = self.augment.batch(images, epoch, positions)
-        images = self._normalise(images)
+    def _ready(
+        self, room: Room, raw: Tensor | None, epoch: int, step: int, micro: int, positions: np.ndarray, real: int
+    ) -> Batch:
+        """What `_fetch` or a worker gave -> what the net takes, on the device."""
+        with one_thread() if self.device == "cpu" else nullcontext():
+            images = self._pixels(room, raw, epoch, positions)
         indices = torch.from_numpy(positions)
         labels = self._labels[indices].long().to(self.device, non_blocking=True)
         params = self.params
@@ -378,3 +381,19 @@ class Loader:
         if real < len(positions):
             weights[real:] = 0
         return images, labels, indices, weights
+
+    def _pixels(self, room: Room, raw: Tensor | None, epoch: int, positions: np.ndarray) -> Tensor:
+        """(B, 3, side, side) float32, augmented, normalised and of the size that this epoch has."""
+        if raw is not None:
+            store, rows = raw.to(self.device, non_blocking=True), np.arange(len(positions))
+        else:
+            assert self._store is not None
+            store, rows = self._store, self._rows[positions].astype(np.int64)
+        images = room.empty(len(positions))
+        if self.images.augment:  # done, in a worker
+            self._normalise.into(store, images)
+        else:
+            for part, pixels in self._cut.pieces(store, rows, epoch, positions):
+                self._normalise.into(pixels, images[part])
+        side = progressive.size_at(self.params, self.im_sz, epoch) if self.is_train else self.im_sz
+        return progressive.resize(images.permute(0, 3, 1, 2), side)

@@ -4,6 +4,7 @@ Every draw is a function of its counters, so batches, workers and machines chang
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from utils import UserError, key64
 # --- draws --------------------------------------------------------------------------------------------
 
 
-def uniform(seed: int, epoch: int, indices: np.ndarray, stream: str) -> np.ndarray:
-    """(B,) numbers in [0, 1): of (seed, epoch, stream) and each image's own index alone (SplitMix64)."""
-    start = np.uint64(key64(seed, epoch, stream))
+def uniform(seed: int, epoch: int, indices: np.ndarray, streams: list[str]) -> np.ndarray:
+    """(number of streams, B) numbers in [0, 1): of (seed, epoch, stream) and each image's index alone (SplitMix64)."""
+    starts = np.array([key64(seed, epoch, stream) for stream in streams], np.uint64)[:, None]
     with np.errstate(over="ignore"):
-        z = start + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = starts + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
@@ -35,24 +36,30 @@ def pad_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
     """Reflect the border so that the image is at least min_height x min_width."""
     for axis, wanted in ((2, t["min_width"]), (1, t["min_height"])):
         length = images.shape[axis]
-        margin = wanted - length
-        if margin > 0:
-            source = np.pad(np.arange(length), (margin // 2, margin - margin // 2), mode="reflect")
-            parts = np.split(source, [margin // 2, margin // 2 + length])
-            before, after = (torch.from_numpy(part).to(images.device) for part in (parts[0], parts[2]))
-            images = torch.cat([images.index_select(axis, before), images, images.index_select(axis, after)], axis)
+        if wanted > length:
+            images = images.index_select(axis, torch.from_numpy(reflected(length, wanted)).to(images.device))
     return images
+
+
+def reflected(length: int, wanted: int) -> np.ndarray:
+    """(max(length, wanted),) which of `length` pixels each one is, the border reflected."""
+    margin = max(0, wanted - length)
+    return np.pad(np.arange(length), (margin // 2, margin - margin // 2), mode="reflect")
 
 
 def crop_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
     """A window per image, all in one gather."""
     height, width = images.shape[1:3]
-    if t["height"] > height or t["width"] > width:
-        size = f"{t['width']} x {t['height']}"
-        raise UserError(f"augment: RandomCrop of {size} pixels out of {width} x {height}")
+    check_crop(t, height, width)
     top = (draw("top") * (height - t["height"] + 1)).astype(np.int64)
     left = (draw("left") * (width - t["width"] + 1)).astype(np.int64)
     return gather_windows(images, top, left, t["height"], t["width"])
+
+
+def check_crop(t: dict[str, Any], height: int, width: int) -> None:
+    if t["height"] > height or t["width"] > width:
+        size = f"{t['width']} x {t['height']}"
+        raise UserError(f"augment: RandomCrop of {size} pixels out of {width} x {height}")
 
 
 def gather_windows(images: Tensor, top: np.ndarray, left: np.ndarray, height: int, width: int) -> Tensor:
@@ -79,24 +86,49 @@ def flip_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
 
 
 def resized_crop_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
-    """A random part of the area and of a random proportion, resized bilinearly (arXiv:1409.4842).
+    """A random part of the area and of a random proportion, in whole pixels, resized bilinearly (arXiv:1409.4842)."""
+    height, width = images.shape[1:3]
+    boxes = draw_boxes(height, width, t, draw)
+    if images.device.type == "cpu":
+        return resize_boxes(images, np.arange(len(images)), boxes, *t["size"])
+    return sample_boxes(images, boxes, *t["size"])
 
-    Of ten drawn windows the first that fits the image is cut, and its whole middle when none does.
-    """
-    num, height, width, _ = images.shape
+
+def draw_boxes(height: int, width: int, t: dict[str, Any], draw: Draw) -> np.ndarray:
+    """(4, B) left, top, width, height. Of ten drawn boxes the first that fits the image; its middle if none does."""
     (low, high), (thin, wide) = t["scale"], np.log(t["ratio"])
     area = height * width * (low + np.stack([draw(f"area{k}") for k in range(10)]) * (high - low))  # (10, B)
     ratio = np.exp(thin + np.stack([draw(f"ratio{k}") for k in range(10)]) * (wide - thin))
-    w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    w, h = np.sqrt(area * ratio).round(), np.sqrt(area / ratio).round()
     fits = (w <= width) & (h <= height)
-    first = fits.argmax(axis=0), np.arange(num)
+    first = fits.argmax(axis=0), np.arange(fits.shape[1])
     shape = np.clip(width / height, *t["ratio"])
     middle = min(width, height * shape)
     w, h = (np.where(fits.any(axis=0), s[first], m) for s, m in ((w, middle), (h, middle / shape)))
-    left, top = draw("left") * (width - w), draw("top") * (height - h)
-    out_h, out_w = t["size"]
-    x = (left[:, None] + (np.arange(out_w) + 0.5) / out_w * w[:, None]) / width * 2 - 1  # (B, w) in [-1, 1]
-    y = (top[:, None] + (np.arange(out_h) + 0.5) / out_h * h[:, None]) / height * 2 - 1
+    w, h = (np.maximum(s.round(), 1).astype(np.int64) for s in (w, h))
+    left, top = (draw("left") * (width - w + 1)).astype(np.int64), (draw("top") * (height - h + 1)).astype(np.int64)
+    return np.stack([left, top, w, h])
+
+
+def resize_boxes(store: Tensor, rows: np.ndarray, boxes: np.ndarray, height: int, width: int) -> Tensor:
+    """One box after another, (4, B), out of the images at `rows` (B,), in integers: on a processor many times as fast.
+
+    What `sample_boxes` gives, but for the rounding to whole grey levels.
+    """
+    out = torch.empty((len(rows), height, width, 3), dtype=torch.uint8)
+    resize = partial(torch.ops.aten.upsample_bilinear2d.out, output_size=(height, width), align_corners=False)
+    sources, targets = store.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2).split(1)
+    for target, row, left, top, w, h in zip(targets, rows.tolist(), *boxes.tolist(), strict=True):
+        resize(sources[row : row + 1, :, top : top + h, left : left + w], out=target)
+    return out
+
+
+def sample_boxes(images: Tensor, boxes: np.ndarray, height: int, width: int) -> Tensor:
+    """All boxes at once, in floats: for GPUs. (B, H, W, 3), (4, B) -> (B, height, width, 3)."""
+    left, top, w, h = boxes[:, :, None]  # (B, 1) each
+    # No pixel from outside of a box, as where it is cut out first.
+    x = np.clip(left + (np.arange(width) + 0.5) / width * w, left + 0.5, left + w - 0.5) / images.shape[2] * 2 - 1
+    y = np.clip(top + (np.arange(height) + 0.5) / height * h, top + 0.5, top + h - 0.5) / images.shape[1] * 2 - 1
     grid = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), axis=-1).astype(np.float32)  # (B, h, w, 2)
     pixels = images.permute(0, 3, 1, 2).float()
     sampled = grid_sample(pixels, torch.from_numpy(grid).to(images.device), padding_mode="border", align_corners=False)
@@ -118,7 +150,8 @@ def cutout_batch(images: Tensor, t: dict[str, Any], draw: Draw) -> Tensor:
 
 
 Twin = Callable[[Tensor, dict[str, Any], Draw], Tensor]
-TWINS: dict[str, tuple[Twin, dict[str, Any]]] = {  # name -> (twin, the arguments it knows, with their defaults)
+TwinOf = tuple[Twin, dict[str, Any]]
+TWINS: dict[str, TwinOf] = {  # name -> (twin, the arguments it knows, with their defaults)
     "PadIfNeeded": (pad_batch, {"min_height": None, "min_width": None, "border_mode": 0, "p": 1.0}),
     "RandomCrop": (crop_batch, {"height": None, "width": None, "p": 1.0}),
     "CenterCrop": (center_crop_batch, {"height": None, "width": None, "p": 1.0}),
@@ -134,7 +167,7 @@ TWINS: dict[str, tuple[Twin, dict[str, Any]]] = {  # name -> (twin, the argument
 }
 
 
-def twin_of(transform: dict[str, Any]) -> tuple[Twin, dict[str, Any]] | None:
+def twin_of(transform: dict[str, Any]) -> TwinOf | None:
     """The batched function and its full arguments; None when only albumentations can do it."""
     name = transform["name"]
     given = {key: value for key, value in transform.items() if key != "name"}

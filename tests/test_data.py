@@ -21,6 +21,8 @@ from model import cache, reading, source
 from model import index as indexing
 from model.images import ImageError, base_image, image_size, jpeg_orientation, read_image
 from model.index import Paths, describe_ignored, find_splits, index_split
+from model.normalise import Room
+from model.progressive import size_at, sizes
 from utils import UserError, key64
 
 ORIENTATION = 0x0112
@@ -345,11 +347,18 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
 
 
 def test_every_form_of_cache_gives_the_same_batches(data, tmp_path):
-    def run(form: str) -> list:
-        return batches(loader(data, cache=form, cache_dir=tmp_path / form), epoch=1)
+    def run(form: str, split: str = "train", **values) -> list:
+        return batches(loader(data, split, cache=form, cache_dir=tmp_path / form, **values), epoch=1)
 
-    first = run("off")
-    assert all(are_equal(run(form), first) for form in ("auto", "disk", "ram", "device"))
+    for values in (
+        {},
+        {"split": "valid"},
+        {"im_sz": 72},
+        {"alternate_flip": 1, "progressive": {}},
+        {"augment": "none"},
+    ):
+        first = run("off", **values)
+        assert all(are_equal(run(form, **values), first) for form in ("auto", "disk", "ram", "device"))
     assert not list((tmp_path / "off").glob("*.npy"))
 
 
@@ -587,7 +596,14 @@ def test_image_size_is_derived_from_the_training_images(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"augment": "strong", "mixup": 0.4}, {"cache": "off"}], ids=["batched", "per image", "off"]
+    "values",
+    [
+        {},
+        {"augment": "strong", "mixup": 0.4, "alternate_flip": 1},
+        {"cache": "off"},
+        {"alternate_flip": 1, "progressive": {}, "cutmix": 1.0},
+    ],
+    ids=["batched", "per image", "off", "progressive"],
 )
 def test_0_1_and_2_workers_give_identical_batches(data, values):
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -597,13 +613,132 @@ def test_0_1_and_2_workers_give_identical_batches(data, values):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("values", [{}, {"accumulate": 3, "cutmix": 1.0, "mixup": 0.2}], ids=["plain", "accumulate"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"accumulate": 3, "cutmix": 1.0, "mixup": 0.2}, {"alternate_flip": 1, "progressive": {}}],
+    ids=["plain", "accumulate", "progressive"],
+)
 def test_starting_in_the_middle(data, workers, values):
     part = loader(data, num_workers=workers, **values)
     whole = batches(part, 1)
     assert len(whole) == part.num_batches * part.accumulate
     for step in range(part.num_batches + 1):
         assert are_equal(batches(part, 1, step), whole[step * part.accumulate :])
+
+
+def test_a_batch_stays_as_it_is_while_somebody_holds_a_part_of_it(data):
+    """Its memory is used again, but not before."""
+    part = loader(data)
+    wanted = [images for images, *_ in batches(part)]
+    held, places = [], []
+    for images, *_ in part.batches(0):
+        held.append(images[1:, :, 2:] if len(held) % 2 else images.permute(0, 2, 3, 1).view(-1))
+        places.append(images.data_ptr())
+    for number, (one, other) in enumerate(zip(held, wanted, strict=True)):
+        assert torch.equal(one, other[1:, :, 2:] if number % 2 else other.permute(0, 2, 3, 1).reshape(-1))
+    assert len(set(places)) == len(places)
+    weight = torch.ones(1, 3, 3, 3, requires_grad=True)
+    losses = [torch.nn.functional.conv2d(images, weight).square().sum() for images, *_ in part.batches(0)]
+    gradients = [torch.autograd.grad(loss, weight)[0] for loss in losses]
+    for gradient, images in zip(gradients, wanted, strict=True):  # autograd held the images
+        loss = torch.nn.functional.conv2d(images, weight).square().sum()
+        assert torch.equal(gradient, torch.autograd.grad(loss, weight)[0])
+    room = Room(8, "cpu")
+    first = room.empty(4)
+    memory = room.lent[0][0]
+    view = first[2:, 0]
+    del first
+    room.empty(3)
+    assert room.lent[-1][0] is not memory
+    del view
+    room.empty(4)  # the only one that is large enough
+    assert room.lent[-1][0] is memory and len(room.lent) == 2
+
+
+def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
+    before, part = torch.get_num_threads(), loader(data)
+    normalise, seen = part._normalise.into, []
+    part._normalise.into = lambda *values: (seen.append(torch.get_num_threads()), normalise(*values))
+    torch.set_num_threads(2)
+    try:
+        for _ in part.batches(0):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+def test_progressive_resizing(tmp_path):
+    """Sizes by epoch; the images are those of full size, made smaller; evaluation is at full size."""
+    make_images(tmp_path / "data" / "train", 3, 6, side=32)
+    make_images(tmp_path / "data" / "valid", 3, 2, side=32)
+    how = {"initial_scale": 0.5, "delay_fraction": 0.4, "finetune_fraction": 0.2}
+    values = {"progressive": how, "num_epochs": 10.0, "mixup": 0.3}
+    both, plain = loaders(tmp_path / "data", "train", "valid", **values), loader(tmp_path / "data", mixup=0.3)
+    found = [next(both["train"].batches(epoch))[0].shape[2] for epoch in range(12)]
+    assert found == [16, 16, 16, 16, 16, 20, 24, 28, 32, 32, 32, 32]  # the last two: after an extension
+    assert sizes(both["train"].params, 32) == [16, 20, 24, 28, 32] and sizes(plain.params, 32) == [32]
+    assert "augmented in batches, progressive: 16 px to 32 px by epoch 8, decoded" in both["train"].description
+    assert "progressive" not in both["valid"].description and "progressive" not in plain.description
+    assert both["train"].augmentation["progressive"]["size_increment"] == 4
+    assert "progressive" not in plain.augmentation | both["valid"].augmentation
+    assert next(both["valid"].batches(0))[0].shape[2:] == (32, 32)
+    for epoch in (0, 6, 9):
+        for small, large in zip(both["train"].batches(epoch), plain.batches(epoch), strict=True):
+            side = small[0].shape[2]
+            resized = torch.nn.functional.interpolate(large[0], (side, side), mode="bilinear", antialias=True)
+            assert torch.allclose(small[0], resized, atol=1e-4) and torch.equal(small[1], large[1])
+            assert small[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("how", "im_sz", "num_epochs", "wanted"),
+    [
+        ({}, 32, 1.0, [16]),
+        ({}, 32, 5.0, [16, 16, 16, 24, 32]),
+        ({}, 32, 4.5, [16, 16, 16, 28, 32]),
+        ({"initial_scale": 1.0}, 32, 3.0, [32, 32, 32]),
+        ({"initial_scale": 0.01}, 32, 3.0, [4, 4, 20]),
+        ({"delay_fraction": 0.5, "finetune_fraction": 0.5}, 32, 4.0, [16, 16, 32, 32]),
+        ({"delay_fraction": 0.0, "finetune_fraction": 0.0, "size_increment": 32}, 224, 4.0, [128, 128, 160, 192]),
+        ({"delay_fraction": 1.0, "finetune_fraction": 0.0}, 30, 2.0, [16, 16]),
+        ({"size_increment": 64}, 48, 2.0, [48, 48]),
+    ],
+)
+def test_sizes_of_progressive_resizing(how, im_sz, num_epochs, wanted):
+    params = make_params(progressive=how, num_epochs=num_epochs)
+    assert [size_at(params, im_sz, epoch) for epoch in range(len(wanted))] == wanted
+    assert sizes(params, im_sz) == sorted({*wanted, im_sz})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"progressive": {"delay_fraction": 0.7, "finetune_fraction": 0.4}}, "0.7 and finetune_fraction 0.4 given"),
+        ({"progressive": {"initial_scale": 0}}, "progressive.initial_scale: 0 given"),
+        ({"progressive": {"scale": 0.5}}, 'unknown key "progressive.scale"; possible: delay_fraction'),
+        ({"alternate_flip": 2}, "alternate_flip: 2 given"),
+    ],
+)
+def test_what_is_wrong_with_these_parameters_is_one_line(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_params(**values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        ({"alternate_flip": 1, "augment": "crop"}, ["alternate_flip: augment has no HorizontalFlip"]),
+        ({"alternate_flip": 1, "augment": ["RandomRotate90"]}, ["alternate_flip: augment has no HorizontalFlip"]),
+        ({"alternate_flip": 1, "augment": [{"name": "HorizontalFlip"}]}, []),
+        ({"alternate_flip": 1}, []),
+        ({"progressive": {"initial_scale": 1}}, ["progressive: initial_scale 1 is full size"]),
+        ({"progressive": {}}, []),
+    ],
+)
+def test_what_has_no_effect_is_said(values, idle):
+    assert make_params(**values).no_effect() == idle
 
 
 def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
