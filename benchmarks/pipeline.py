@@ -18,20 +18,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import ROOT, Report, against, alternate, arguments, link_images, ratio, run, spread
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-SMALL, PHOTO = 500, 64  # images per batch
 Batches = Callable[[int], Iterable[Any]]  # epoch -> batches, the images first
+Prepare = Callable[[], Batches]  # timed as set-up; imports have been done by then
 
-# --- the roads: folder -> the batches of an epoch ------------------------------------------------------
+# --- the roads: folder -> how to get at the batches of an epoch ------------------------------------------
 
 
-def torchvision_loader(folder: Path, workers: int, size: int, version: str) -> Batches:
+def torchvision_loader(folder: Path, workers: int, size: int, version: str) -> Prepare:
     """ImageFolder and transforms, as torchvision's documentation and reference scripts have them."""
     import torch
     from torch.utils.data import DataLoader
@@ -45,14 +44,18 @@ def torchvision_loader(folder: Path, workers: int, size: int, version: str) -> B
         from torchvision.transforms import v2 as t
 
         to_tensor = [t.ToImage(), t.ToDtype(torch.float32, scale=True)]
-    crop = t.RandomCrop(32, padding=4) if size == 32 else t.RandomResizedCrop(size)
-    pipeline = t.Compose([crop, t.RandomHorizontalFlip(), *to_tensor, t.Normalize(MEAN, STD)])
-    images = ImageFolder(str(folder / "train"), pipeline)
-    loader = DataLoader(images, SMALL if size == 32 else PHOTO, shuffle=True, num_workers=workers)
-    return lambda epoch: loader
+
+    def prepare() -> Batches:
+        crop = t.RandomCrop(32, padding=4) if size == 32 else t.RandomResizedCrop(size)
+        pipeline = t.Compose([crop, t.RandomHorizontalFlip(), *to_tensor, t.Normalize(MEAN, STD)])
+        images = ImageFolder(str(folder / "train"), pipeline)
+        loader = DataLoader(images, batch_size(size), shuffle=True, num_workers=workers)
+        return lambda epoch: loader
+
+    return prepare
 
 
-def torchvision_io(folder: Path, workers: int, size: int) -> Batches:
+def torchvision_io(folder: Path, workers: int, size: int) -> Prepare:
     """torchvision's own decoder, and transforms v2 on uint8 tensors."""
     import torch
     from torch.utils.data import DataLoader
@@ -60,20 +63,20 @@ def torchvision_io(folder: Path, workers: int, size: int) -> Batches:
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms import v2 as t
 
-    crop = t.RandomCrop(32, padding=4) if size == 32 else t.RandomResizedCrop(size, antialias=True)
-    pipeline = t.Compose([crop, t.RandomHorizontalFlip(), t.ToDtype(torch.float32, scale=True), t.Normalize(MEAN, STD)])
-    images = ImageFolder(
-        str(folder / "train"), pipeline, loader=partial(_decode, read_file, decode_jpeg, ImageReadMode)
-    )
-    loader = DataLoader(images, SMALL if size == 32 else PHOTO, shuffle=True, num_workers=workers)
-    return lambda epoch: loader
+    def load(path: str) -> torch.Tensor:
+        return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+
+    def prepare() -> Batches:
+        crop = t.RandomCrop(32, padding=4) if size == 32 else t.RandomResizedCrop(size)
+        to_float = [t.ToDtype(torch.float32, scale=True), t.Normalize(MEAN, STD)]
+        images = ImageFolder(str(folder / "train"), t.Compose([crop, t.RandomHorizontalFlip(), *to_float]), loader=load)
+        loader = DataLoader(images, batch_size(size), shuffle=True, num_workers=workers)
+        return lambda epoch: loader
+
+    return prepare
 
 
-def _decode(read_file: Callable, decode_jpeg: Callable, modes: Any, path: str) -> Any:
-    return decode_jpeg(read_file(path), mode=modes.RGB)
-
-
-def albumentations_loader(folder: Path, workers: int, size: int) -> Batches:
+def albumentations_loader(folder: Path, workers: int, size: int) -> Prepare:
     """cv2 and albumentations in a Dataset of one's own, as its documentation shows."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or it looks for a newer version on the network
     import albumentations as A
@@ -82,39 +85,44 @@ def albumentations_loader(folder: Path, workers: int, size: int) -> Batches:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    crop = [A.Pad(4), A.RandomCrop(32, 32)] if size == 32 else [A.RandomResizedCrop((size, size))]
-    pipeline = A.Compose([*crop, A.HorizontalFlip(p=0.5), A.Normalize(MEAN, STD), ToTensorV2()])
-
     class Folder(ImageFolder):
         def __getitem__(self, index: int) -> tuple[Any, int]:
             path, label = self.samples[index]
             image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-            return pipeline(image=image)["image"], label
+            return self.transform(image=image)["image"], label
 
-    loader = DataLoader(
-        Folder(str(folder / "train")), SMALL if size == 32 else PHOTO, shuffle=True, num_workers=workers
-    )
-    return lambda epoch: loader
+    def prepare() -> Batches:
+        crop = [A.Pad(4), A.RandomCrop(32, 32)] if size == 32 else [A.RandomResizedCrop((size, size))]
+        pipeline = A.Compose([*crop, A.HorizontalFlip(p=0.5), A.Normalize(MEAN, STD), ToTensorV2()])
+        images = Folder(str(folder / "train"), pipeline)
+        loader = DataLoader(images, batch_size(size), shuffle=True, num_workers=workers)
+        return lambda epoch: loader
+
+    return prepare
 
 
-def kit_loader(folder: Path, cache_dir: Path, size: int, cache: str) -> Batches:
+def kit_loader(folder: Path, cache_dir: Path, size: int, cache: str) -> Prepare:
     """The kit as train.py uses it: threads and memory as it sets them, workers as it chooses."""
     sys.path.insert(0, str(ROOT))
     import params as kit_params
     from engine import precision
     from model.data_loader import fetch_dataloader
 
-    values = {"im_sz": size, "batch_size": SMALL if size == 32 else PHOTO, "cache": cache, "normalize": [MEAN, STD]}
+    values = {"im_sz": size, "batch_size": batch_size(size), "cache": cache, "normalize": [list(MEAN), list(STD)]}
     params = kit_params.from_written(values, folder)
     precision.apply(precision.choose(params, "cpu"), params)
-    return fetch_dataloader(["train"], folder, params, cache_dir=cache_dir)["train"].batches
+    return lambda: fetch_dataloader(["train"], folder, params, cache_dir=cache_dir)["train"].batches
+
+
+def batch_size(size: int) -> int:
+    return 500 if size == 32 else 64
 
 
 @dataclass(frozen=True)
 class Road:
-    """`make(folder, cache_dir)` -> the batches of an epoch."""
+    """One row. `make(folder, cache_dir)` does the imports."""
 
-    make: Callable[[Path, Path], Batches]
+    make: Callable[[Path, Path], Prepare]
     is_main: bool = False  # a row of the default table
     cache: str = ""  # the kit's: where decoded images are; "" for others
     is_cold: bool = False  # nothing decoded is there before
@@ -123,13 +131,13 @@ class Road:
 
 
 def kit(size: int, cache: str, bars: dict[str, float], **kwargs: bool) -> Road:
-    def make(folder: Path, cache_dir: Path) -> Batches:
+    def make(folder: Path, cache_dir: Path) -> Prepare:
         return kit_loader(folder, cache_dir, size, cache)
 
     return Road(make, True, cache, bars=bars, **kwargs)
 
 
-def peer(maker: Callable[..., Batches], main: bool = False, **kwargs: Any) -> Road:
+def peer(maker: Callable[..., Prepare], main: bool = False, **kwargs: Any) -> Road:
     return Road(lambda folder, cache_dir: maker(folder, **kwargs), main)
 
 
@@ -140,9 +148,8 @@ def roads(size: int) -> dict[str, Road]:
         if size > 32 and workers == 1:
             continue
         name = f"{workers} workers" if workers != 1 else "1 worker"
-        is_main = workers == 2 or (size > 32 and workers == 0)
         given = {"workers": workers, "size": size}
-        found[f"ImageFolder, transforms v1, {name}"] = peer(torchvision_loader, is_main, **given, version="v1")
+        found[f"ImageFolder, transforms v1, {name}"] = peer(torchvision_loader, workers == 2, **given, version="v1")
         found[f"ImageFolder, transforms v2, {name}"] = peer(torchvision_loader, **given, version="v2")
         found[f"decode_jpeg, transforms v2, {name}"] = peer(torchvision_io, **given)
         found[f"cv2, albumentations, {name}"] = peer(albumentations_loader, workers == 2 and size == 32, **given)
@@ -156,7 +163,6 @@ def roads(size: int) -> dict[str, Road]:
         found["kit, cache: off"] = kit(size, "off", {two: 2, none: 2})
         found["kit, cache: jpeg"] = kit(size, "jpeg", {two: 4, none: 4})
         found["kit, cache: disk"] = kit(size, "disk", {two: 20, none: 20})
-        found["kit, building cache: disk and an epoch"] = kit(size, "disk", {}, is_cold=True, counts_setup=True)
     return found
 
 
@@ -166,13 +172,14 @@ def roads(size: int) -> dict[str, Road]:
 def drive(name: str, size: int, folder: Path, cache_dir: Path, seconds: float) -> dict[str, Any]:
     """Whole epochs until `seconds` are over, one at least."""
     road = roads(size)[name]
-    begun = time.perf_counter()
     try:
-        batches = road.make(folder, cache_dir)
+        prepare = road.make(folder, cache_dir)
     except Exception as error:
-        if type(error).__name__ != "UserError":
+        if type(error).__name__ != "UserError" or f'cache: "{road.cache}" given' not in str(error):
             raise
-        return {"skipped": str(error)}
+        return {"skipped": str(error).partition("params.json: ")[2]}
+    begun = time.perf_counter()
+    batches = prepare()
     setup = time.perf_counter() - begun
     num_images = epoch = 0
     begun = time.perf_counter()
@@ -222,19 +229,21 @@ def measure(folder: Path, size: int, work: Path, args: argparse.Namespace) -> di
 def rows(results: dict[str, list[dict[str, Any]]], size: int) -> list[list[str]]:
     """road, images/s, set-up, ratios to the compared roads with their bars."""
     rates = {name: [one["images_per_second"] for one in ones] for name, ones in results.items()}
-    compared = compared_roads(size)
+    compared = compared_roads(results, size)
     made = []
     for name, ones in results.items():
         road = roads(size)[name]
         cells = [name, spread(rates[name], 0), spread([one["setup"] for one in ones])]
         for other in compared:
-            cells.append(against(ratio(rates[name], rates[other]), road.bars.get(other)) if other in rates else "-")
+            cells.append(against(ratio(rates[name], rates[other]), road.bars.get(other)))
         made.append(cells)
     return made
 
 
-def compared_roads(size: int) -> list[str]:
-    return list(dict.fromkeys(other for road in roads(size).values() for other in road.bars))
+def compared_roads(results: dict[str, list[dict[str, Any]]], size: int) -> list[str]:
+    """Those that have a column."""
+    named = [other for road in roads(size).values() for other in road.bars]
+    return [name for name in dict.fromkeys(named) if name in results]
 
 
 def main() -> None:
@@ -264,7 +273,8 @@ def main() -> None:
             link_images(source / "train", folder, {"train": num_images, "valid": num_valid}, copies)
             raw[str(size)] = measure(folder, size, work, args)
             kind = "small images -> 32 px" if size == 32 else "photographs -> 224 px"
-            headers = ["road", "images/s, median (min to max)", "set-up, s", *(f"of {n}" for n in compared_roads(size))]
+            columns = [f"of {name}" for name in compared_roads(raw[str(size)], size)]
+            headers = ["road", "images/s, median (min to max)", "set-up, s", *columns]
             report.show(f"{num_images:,} {kind}", headers, rows(raw[str(size)], size))
     report.write(roads=raw)
 
