@@ -28,9 +28,7 @@ from pathlib import Path
 
 from harness import BENCHMARKS, ROOT, Report, against, alternate, arguments, link_images, ratio, run, spread
 
-VERSIONS = (
-    "import json, sys; from importlib.metadata import version; print(json.dumps(list(map(version, sys.argv[1:]))))"
-)
+VERSIONS = "import json, sys; from importlib.metadata import version as v; print(json.dumps([*map(v, sys.argv[1:])]))"
 REQUIREMENTS = BENCHMARKS / "peers-requirements.txt"
 PEERS = ["lightning", "fastai", "timm", "poutyne", "naive"]
 LIBRARIES = PEERS[:4]
