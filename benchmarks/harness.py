@@ -39,8 +39,15 @@ def arguments(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 # --- running ----------------------------------------------------------------------------------------
 
 
-def alternate(programs: Mapping[str, Callable[[int], Result]], rounds: int) -> dict[str, list[Result]]:
-    """{name: what its calls gave}. Round 0 calls A B C, round 1 C A B, and so on; each is told its round."""
+def alternate(
+    programs: Mapping[str, Callable[[int], Result]],
+    rounds: int,
+    after: Callable[[dict[str, list[Result]]], None] = lambda results: None,
+) -> dict[str, list[Result]]:
+    """{name: what its calls gave}. Round 0 calls A B C, round 1 C A B, and so on; each is told its round.
+
+    `after` is given what there is after each round: a later failure need not lose it.
+    """
     names = list(programs)
     results: dict[str, list[Result]] = {name: [] for name in names}
     for number in range(rounds):
@@ -49,6 +56,7 @@ def alternate(programs: Mapping[str, Callable[[int], Result]], rounds: int) -> d
             begun = time.perf_counter()
             results[name].append(programs[name](number))
             print(f"round {number + 1}: {name}, {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+        after(results)
     return results
 
 

@@ -203,8 +203,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "data"
         link_images(args.data_dir / "train", data, {"train": args.train, "valid": args.valid})
-        results = alternate(programs(interpreter, data, args), args.rounds)
-    report.write(versions=pinned(), shared_torch=args.share_torch, programs=results)
+        results = alternate(
+            programs(interpreter, data, args),
+            args.rounds,
+            after=lambda results: report.write(versions=pinned(), programs=results),
+        )
     counts = {name: ones[0]["parameters"] for name, ones in results.items()}
     if len(set(counts.values())) > 1:
         sys.exit(f"the nets differ in their number of parameters: {counts}")
