@@ -1,22 +1,18 @@
 """`build_dataset.py --check` on a large dataset folder with faults planted in it: how long, and are all found?
 
-    python benchmarks/check_dataset.py --data_dir data/cifar10 --repeats 3
+    python benchmarks/check_dataset.py --data_dir data/cifar10 --rounds 3
 
 The folder is copied by hard links; the planted files are new ones.
 """
 
-import argparse
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import ROOT, Report, alternate, arguments, python, spread
 
 
 def plant(data: Path, splits: list[str]) -> dict[str, list[str]]:
@@ -37,28 +33,29 @@ def plant(data: Path, splits: list[str]) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--splits", nargs="+", default=["train", "test"])
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    report = Report(args)
     with tempfile.TemporaryDirectory(dir=args.data_dir.resolve().parent) as work:
-        data, times, missed = Path(work) / "data", [], []
+        data = Path(work) / "data"
         for split in args.splits:
             shutil.copytree(args.data_dir / split, data / split, copy_function=os.link)
         planted = plant(data, args.splits)
         num = sum(len(files) for _, _, files in os.walk(data))
-        for _ in range(args.repeats):
-            begun = time.perf_counter()
-            command = [sys.executable, str(ROOT / "build_dataset.py"), "--data_dir", str(data), "--check"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            times.append(time.perf_counter() - begun)
-            report = json.loads((data / "dataset_report.json").read_text())
-            missed += [name for kind, names in planted.items() for name in names if name not in str(report[kind])]
-    print(done.stdout)
-    spread = f"median {statistics.median(times):.1f} s ({min(times):.1f} to {max(times):.1f})"
-    print(f"{num:,} images, n = {args.repeats}, {os.cpu_count()} cores: {spread}")
-    print(f"exit code {done.returncode}; planted faults missed: {missed or 'none'}")
+        missed: list[str] = []
+
+        def check(number: int) -> float:
+            seconds = python(ROOT / "build_dataset.py", "--data_dir", data, "--check")
+            found = json.loads((data / "dataset_report.json").read_text())
+            missed.extend(name for kind, names in planted.items() for name in names if name not in str(found[kind]))
+            return seconds
+
+        times = alternate({"build_dataset.py --check": check}, args.rounds)
+    rows = [[name, f"{num:,}", spread(values), ", ".join(missed) or "none"] for name, values in times.items()]
+    report.show("Checking a dataset", ["what", "images", "seconds, median (min to max)", "planted faults missed"], rows)
+    report.write(images=num, seconds=times, missed=missed)
     sys.exit(bool(missed))
 
 

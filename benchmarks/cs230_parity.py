@@ -1,34 +1,26 @@
 """The cs230 template's own vision code and this kit on the same SIGNS files, alternating, several seeds.
 
     git clone https://github.com/cs230-stanford/cs230-code-examples
-    python benchmarks/cs230_parity.py --peer cs230-code-examples/pytorch/vision --signs 64x64_SIGNS --seeds 5
+    python benchmarks/cs230_parity.py --peer cs230-code-examples/pytorch/vision --signs 64x64_SIGNS --rounds 5
 
 Both train with the values of the template's experiments/base_model/params.json, as whole processes with
 default thread settings, and evaluate on the test images. The peer runs from a temporary copy in which one
 thing is changed: its fixed seed 230 becomes the seed of the run.
 """
 
-import argparse
 import json
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import ROOT, Report, alternate, arguments, python, ratio, spread
 
 
-def run(command: list[object], cwd: Path) -> float:
-    """Seconds of a whole process."""
-    begun = time.perf_counter()
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return time.perf_counter() - begun
+def accuracies(folder: Path) -> dict[str, float]:
+    valid = json.loads((folder / "metrics_val_best_weights.json").read_text())
+    test = json.loads((folder / "metrics_test_best.json").read_text())
+    return {"valid": valid["accuracy"], "test": test["accuracy"]}
 
 
 def peer(source: Path, signs: Path, seed: int, work: Path) -> dict[str, float]:
@@ -37,55 +29,47 @@ def peer(source: Path, signs: Path, seed: int, work: Path) -> dict[str, float]:
     script = copy / "train.py"
     script.write_text(script.read_text().replace("manual_seed(230)", f"manual_seed({seed})"))
     flags = ["--data_dir", signs, "--model_dir", "experiments/base_model"]
-    seconds = run(["train.py", *flags], copy)
-    run(["evaluate.py", *flags], copy)
+    seconds = python("train.py", *flags, cwd=copy)
+    python("evaluate.py", *flags, cwd=copy)
     folder = copy / "experiments/base_model"
-    valid = json.loads((folder / "metrics_val_best_weights.json").read_text())
-    test = json.loads((folder / "metrics_test_best.json").read_text())
-    return {"valid": valid["accuracy"], "test": test["accuracy"], "seconds": seconds}
+    return accuracies(folder) | {"seconds": seconds}
 
 
 def kit(data: Path, seed: int, work: Path) -> dict[str, float]:
     folder = work / f"kit_{seed}"
     base = ["--base", ROOT / "experiments/base_model", "--model_dir", folder, f"--seed={seed}"]
-    seconds = run([ROOT / "train.py", "--data_dir", data, *base], work)
-    run([ROOT / "evaluate.py", "--data_dir", data, "--model_dir", folder], work)
-    valid = json.loads((folder / "metrics_val_best_weights.json").read_text())
-    test = json.loads((folder / "metrics_test_best.json").read_text())
-    return {"valid": valid["accuracy"], "test": test["accuracy"], "seconds": seconds}
+    seconds = python(ROOT / "train.py", "--data_dir", data, *base, cwd=work)
+    python(ROOT / "evaluate.py", "--data_dir", data, "--model_dir", folder, cwd=work)
+    return accuracies(folder) | {"seconds": seconds}
+
+
+def mean(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--peer", type=Path, required=True, help="pytorch/vision of a checkout of cs230-code-examples")
     parser.add_argument("--signs", type=Path, required=True, help="64x64_SIGNS, unpacked")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write every number there")
     args = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {"cs230": [], "this kit": []}
+    report = Report(args)
+    source, signs = args.peer.resolve(), args.signs.resolve()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         data = work / "signs"
-        run([ROOT / "build_dataset.py", "--source", args.signs.resolve(), "--data_dir", data], work)
-        for seed in range(args.seeds):
-            results["cs230"].append(peer(args.peer.resolve(), args.signs.resolve(), seed, work))
-            results["this kit"].append(kit(data, seed, work))
-            print(f"seed {seed}: {results['cs230'][-1]} {results['this kit'][-1]}", flush=True)
-    print(f"\nn = {args.seeds} seeds, {platform.processor() or platform.machine()}, Python {platform.python_version()}")
-    print(
-        "| program | best validation accuracy, mean (min to max) | test accuracy, mean (min to max) | seconds, median |"
-    )
-    print("|---|---|---|---|")
-    for program, rows in results.items():
-        cells = []
-        for key in ("valid", "test"):
-            values = [row[key] for row in rows]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        print(f"| {program} | {cells[0]} | {cells[1]} | {statistics.median(row['seconds'] for row in rows):.1f} |")
-    times = [statistics.median(row["seconds"] for row in results[program]) for program in ("this kit", "cs230")]
-    print(f"\nwall time: {times[0] / times[1]:.2f} of cs230's")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2))
+        python(ROOT / "build_dataset.py", "--source", signs, "--data_dir", data)
+        programs = {
+            "cs230": lambda seed: peer(source, signs, seed, work),
+            "this kit": lambda seed: kit(data, seed, work),
+        }
+        results = alternate(programs, args.rounds)
+    keys = ("valid", "test", "seconds")
+    columns = {name: {key: [row[key] for row in rows] for key in keys} for name, rows in results.items()}
+    rows = [[name, mean(of["valid"]), mean(of["test"]), spread(of["seconds"], 1)] for name, of in columns.items()]
+    headers = ["best validation accuracy, mean (min to max)", "test accuracy, mean (min to max)", "seconds, median"]
+    report.show("The experiment of the CS230 template, a seed per round", ["program", *headers], rows)
+    print(f"wall time: {ratio(columns['this kit']['seconds'], columns['cs230']['seconds']):.2f} of cs230's")
+    report.write(runs=results)
 
 
 if __name__ == "__main__":
