@@ -57,7 +57,8 @@ def make_loss(params: Params, class_counts: list[int], device: str) -> Any:
     loss = lookup(LOSSES, params.loss, "loss", params.folder)
     weights = params.class_weights
     if weights == "balanced":
-        weights = [sum(class_counts) / (len(class_counts) * count) for count in class_counts]
+        mean = sum(class_counts) / len(class_counts)
+        weights = [mean / count for count in class_counts]
     elif weights is not None and len(weights) != len(class_counts):
         raise UserError(f"class_weights: {len(weights)} weights for {len(class_counts)} classes")
     given: dict[str, Any] = {"label_smoothing": params.label_smoothing}

@@ -203,7 +203,7 @@ class Loader:
         if self.params.cache != "auto" or not self.device.startswith("cuda"):
             return False
         num_bytes = len(source.index) * source.size**2 * 3
-        return num_bytes <= 0.25 * torch.cuda.get_device_properties(torch.device(self.device)).total_memory
+        return num_bytes <= 0.25 * torch.cuda.mem_get_info(torch.device(self.device))[0]  # free
 
     def _to_device(self, source: Source) -> Tensor:
         return torch.from_numpy(source.read(np.arange(self.num_images))).to(self.device)
@@ -227,7 +227,7 @@ class Loader:
         if self.params.num_workers is not None:
             wanted = self.params.num_workers
         side = self.im_sz if self.images.augment else source.size
-        needed = wanted * 2 * self.batch_size * side**2 * 3  # two batches wait for each worker
+        needed = wanted * 2 * self.rows * side**2 * 3  # two batches wait for each worker
         if wanted and shared_memory() < needed:
             free = f"{shared_memory() >> 20} MiB of shared memory are free, {-(-needed >> 20)} MiB are needed"
             self.notes.append(f"no workers: {free} for {wanted}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.progressive import sizes
 from model.weights import clean_names, load_tensors, published_weights, reason
 from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest, read_tensors
 
@@ -201,6 +202,7 @@ def make_net(params: "Params", num_classes: int, weights: Mapping[str, Tensor] |
     `net.weights_report` says in one line what `pretrain` loaded; "" when nothing.
     A ResNet gets the small-image stem (3x3, stride 1, no max pool) at im_sz <= 64 px, unless the weights it
     takes were trained with the 7x7 one: those of pretrain 1 always were.
+    The net is tried with images of every size that it will see, but a library's net at its usual 224 px or more.
     UserError: unknown arch, arch_args that its constructor refuses, weights or an image size that do not fit.
     """
     im_sz = params.im_sz or 224
@@ -223,7 +225,10 @@ def make_net(params: "Params", num_classes: int, weights: Mapping[str, Tensor] |
             raise UserError(
                 f"arch: {params.arch} cannot be built with arch_args {params.arch_args}: {reason(error)}"
             ) from error
-    _check_output(net, params.arch, num_classes, im_sz)
+    own = params.arch in NETS or ".py:" in params.arch
+    for side in sizes(params, im_sz):
+        if side < im_sz or im_sz < 224 or own:
+            _check_output(net, params.arch, num_classes, side)
     if published and not params.arch.startswith("timm/"):
         tensors, source = published_weights(params.arch)
     report = None if tensors is None else load_tensors(net, tensors, source)
@@ -268,12 +273,8 @@ def _given(constructor: Callable, arch: str, num_classes: int, dropout: float, i
 
 @torch.no_grad()
 def _check_output(net: nn.Module, arch: str, num_classes: int, im_sz: int) -> None:
-    """One forward pass of two black images: UserError when the net cannot take them, or gives no (2, K).
-
-    Skipped for the library's nets from 224 px on, where they are known to work and a pass may take seconds.
-    """
-    own = arch in NETS or ".py:" in arch
-    if (im_sz >= 224 and not own) or any(parameter.is_meta for parameter in net.parameters()):
+    """One forward pass of two black images: UserError when the net cannot take them, or gives no (2, K)."""
+    if any(parameter.is_meta for parameter in net.parameters()):
         return
     try:
         logits = net.eval()(torch.zeros(2, 3, im_sz, im_sz))

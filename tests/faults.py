@@ -95,7 +95,8 @@ def flipped_bit(path: Path, rng: random.Random) -> Iterator[int]:
 
 COMMON = {
     "arch": "simple_cnn", "arch_args": {"n_filters": 4}, "batch_size": 8, "num_epochs": 5, "observers": [], "threads": 1,
-    "precision": "fp32", "checkpoint_minutes": 0.0003, "save_summary_steps": 1, "ps": 0.3,
+    "precision": "fp32",
+    "checkpoint_minutes": 0.0003, "save_summary_steps": 1, "ps": 0.3,
 }  # fmt: skip
 VARIANTS: list[dict[str, Any]] = [
     {"ema": 0.9, "mixup": 0.4, "scheduler": "one_cycle", "early_stopping": {"patience": 3}},
@@ -103,6 +104,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"num_workers": 2, "accumulate": 2, "augment": "strong", "scheduler": "cosine", "keep_last": 3},
     {"num_workers": 4, "optimizer": "adamw", "learning_rate": 0.003, "grad_clip": 1.0, "sampler": "balanced",
      "metrics": ["accuracy", "f1"], "best_metric": "f1", "ema": 0.9},
+    {"precision": "auto", "threads": 2, "optimizer": "muon", "learning_rate": 0.02, "tta": "flip", "alternate_flip": 1,
+     "progressive": {"initial_scale": 0.5, "delay_fraction": 0.3, "finetune_fraction": 0.3}, "cache": "device"},
+    {"precision": "auto", "threads": 2, "cache": "off", "num_workers": None, "ema": 0.9},
 ]  # fmt: skip
 
 

@@ -107,6 +107,20 @@ GUARDS = [
           "        wrong = []\n", f"{H}::test_json_of_the_right_shape_with_wrong_types_is_no_traceback"),
     Guard("errors of archives", "model/build.py", "    except Exception as error:  # of damaged,", "    except OSError as error:  # of damaged,",
           f"{H}::test_an_archive_that_cannot_be_read_is_one_line"),
+    Guard("gradients travel once", "engine/distributed.py", "nullcontext() if is_last or self.size == 1", "nullcontext() if True",
+          f"{D}::test_gradients_travel_once_per_step"),
+    Guard("padding is not counted", "model/data_loader.py", "            weights[real:] = 0\n", "            pass\n",
+          f"{D}::test_metrics_do_not_depend_on_the_number_of_processes"),
+    Guard("processes share the cores", "engine/precision.py", "available_cores() // num_local", "available_cores()",
+          f"{D}::test_processes_of_a_machine_share_its_cores"),
+    Guard("no value is read in a step", "engine/loop.py", "    if state.ema:\n        state.ema.update(",
+          "    float(loss)\n    if state.ema:\n        state.ema.update(", "tests/test_loop.py::test_an_epoch_waits_as_often_however_many_steps_it_has"),
+    Guard("the same views everywhere", "engine/session.py", '{"tta": resolved["tta"]} if', "{} if",
+          "tests/test_recipes.py::test_training_evaluation_and_prediction_use_the_same_views"),
+    Guard("prepare leaves the folder alone", "train.py", "    if args.prepare:\n", "    if False:\n",
+          "tests/test_recipes.py::test_prepare_builds_the_cache_and_leaves_the_folder_alone"),
+    Guard("every progressive size is tried", "model/net.py", "    for side in sizes(params, im_sz):", "    for side in [im_sz]:",
+          "tests/test_net.py::test_progressive_sizes_that_the_net_cannot_take_are_one_line"),
 ]  # fmt: skip
 
 

@@ -431,3 +431,11 @@ def test_mistakes_are_one_line(keys, message):
     with pytest.raises(UserError, match=message) as caught:
         make_net(make_params(**keys), 10)
     assert "\n" not in str(caught.value)
+
+
+def test_progressive_sizes_that_the_net_cannot_take_are_one_line():
+    """Found when the net is made, and not in the epoch that first has that size."""
+    how = {"initial_scale": 0.5, "delay_fraction": 0.5, "finetune_fraction": 0.2}
+    with pytest.raises(UserError, match="^arch: sign_net cannot take images of 32 px: "):
+        make_net(Params(arch="sign_net", im_sz=64, num_epochs=4, progressive=how), 3)
+    make_net(Params(arch="simple_cnn", im_sz=64, num_epochs=4, progressive=how), 3)
