@@ -234,7 +234,7 @@ def train_epoch(run: Run, state: State) -> Iterator[Event]:
 
 def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int) -> dict[str, Tensor]:
     """One optimizer step over all its micro-batches. Returns sums per example, on the device."""
-    torch.manual_seed(key64(run.params.seed, "step", state.step, run.world.rank))  # dropout and the like
+    seed_device(next(run.net.parameters()).device, key64(run.params.seed, "step", state.step, run.world.rank))
     scaler = state.scaler
     total: dict[str, Tensor] = {}
     for number, (images, labels, _, weights) in enumerate(batches, start=1):  # (B, 3, H, W), (B,) or (B, K), -, (B,)
@@ -258,6 +258,13 @@ def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int
     if state.ema:
         state.ema.update(run.net, state.step)
     return total
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """For dropout and the like. torch.manual_seed would keep a stack trace of each call for backends not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
 
 
 def check_finite(state: State) -> None:
