@@ -101,16 +101,17 @@ def albumentations_loader(folder: Path, workers: int, size: int) -> Prepare:
     return prepare
 
 
-def kit_loader(folder: Path, cache_dir: Path, size: int, cache: str) -> Prepare:
-    """The kit as train.py uses it: threads and memory as it sets them, workers as it chooses."""
+def kit_loader(folder: Path, cache_dir: Path, size: int, cache: str, workers: int | None) -> Prepare:
+    """The kit as train.py uses it: threads and memory as it sets them, workers as it chooses when None are given."""
     sys.path.insert(0, str(ROOT))
     import params as kit_params
     from engine import precision
     from model.data_loader import fetch_dataloader
 
     values = {"im_sz": size, "batch_size": batch_size(size), "cache": cache, "normalize": [list(MEAN), list(STD)]}
+    values |= {} if workers is None else {"num_workers": workers}
     params = kit_params.from_written(values, folder)
-    precision.apply(precision.choose(params, "cpu"), params)
+    precision.apply(precision.choose(params, "cpu", 0), params)
     return lambda: fetch_dataloader(["train"], folder, params, cache_dir=cache_dir)["train"].batches
 
 
@@ -130,9 +131,9 @@ class Road:
     bars: dict[str, float] = field(default_factory=dict)  # road that is compared -> at least so many times faster
 
 
-def kit(size: int, cache: str, bars: dict[str, float], **kwargs: bool) -> Road:
+def kit(size: int, cache: str, bars: dict[str, float], workers: int | None = None, **kwargs: bool) -> Road:
     def make(folder: Path, cache_dir: Path) -> Prepare:
-        return kit_loader(folder, cache_dir, size, cache)
+        return kit_loader(folder, cache_dir, size, cache, workers)
 
     return Road(make, True, cache, bars=bars, **kwargs)
 
@@ -149,7 +150,7 @@ def roads(size: int) -> dict[str, Road]:
             continue
         name = f"{workers} workers" if workers != 1 else "1 worker"
         given = {"workers": workers, "size": size}
-        found[f"ImageFolder, transforms v1, {name}"] = peer(torchvision_loader, workers == 2, **given, version="v1")
+        found[f"ImageFolder, transforms v1, {name}"] = peer(torchvision_loader, workers != 1, **given, version="v1")
         found[f"ImageFolder, transforms v2, {name}"] = peer(torchvision_loader, **given, version="v2")
         found[f"decode_jpeg, transforms v2, {name}"] = peer(torchvision_io, **given)
         found[f"cv2, albumentations, {name}"] = peer(albumentations_loader, workers == 2 and size == 32, **given)
@@ -158,11 +159,12 @@ def roads(size: int) -> dict[str, Road]:
     if size == 32:
         found["kit, decoded cache"] = kit(size, "disk", {two: 30, cv2: 10})
         found["kit, cache: off"] = kit(size, "off", {two: 5})
+        found["kit, cache: off, 0 workers"] = kit(size, "off", {none: 5}, workers=0)
         found["kit, building the cache and an epoch"] = kit(size, "disk", {two: 5}, is_cold=True, counts_setup=True)
     else:
-        found["kit, cache: off"] = kit(size, "off", {two: 2, none: 2})
-        found["kit, cache: jpeg"] = kit(size, "jpeg", {two: 4, none: 4})
-        found["kit, cache: disk"] = kit(size, "disk", {two: 20, none: 20})
+        for cache, bar in (("off", 2), ("jpeg", 4), ("disk", 20)):
+            found[f"kit, cache: {cache}, 2 workers"] = kit(size, cache, {two: bar}, workers=2)
+            found[f"kit, cache: {cache}, 0 workers"] = kit(size, cache, {none: bar}, workers=0)
     return found
 
 
