@@ -104,9 +104,14 @@ class World:
         """The net whose backward averages gradients over ranks."""
         if self.size == 1:
             return net
+        from torch.nn.modules.batchnorm import _BatchNorm
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(net, device_ids=[self.local_rank] if device.startswith("cuda") else None)
+        norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+        statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}  # shared once an epoch, see `share`
+        has_others = any(id(buffer) not in statistics for buffer in net.buffers())
+        where = [self.local_rank] if device.startswith("cuda") else None
+        return DistributedDataParallel(net, where, broadcast_buffers=has_others)
 
     def synced(self, forward: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Gradients travel in the backward pass of a step's last micro-batch alone."""
