@@ -4,7 +4,6 @@ The order of an epoch is a function of (seed, epoch), the augmentation of an ima
 mixing of (seed, epoch, step, rank): a loader has no state; workers, machine and interruptions change nothing.
 """
 
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ from model.images import ImageError
 from model.index import check_classes, describe_ignored
 from model.normalise import Normalise as Normalise
 from model.normalise import Room
-from model.reading import num_cores
+from model.reading import die_with, num_cores
 from model.source import Source, image_folder, limit, positions_type, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike
 from model.windows import one_thread
@@ -110,9 +109,6 @@ class Images(Dataset):
         return images
 
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -130,10 +126,7 @@ def _start_worker(number: int, parent: int) -> None:
     """A worker ends with its parent or at its word, and computes with one thread. No other signal reaches it."""
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_told, args=(parent,), daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
+    die_with(parent)
     torch.set_num_threads(1)
 
 

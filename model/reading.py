@@ -147,12 +147,18 @@ _JOB: Job
 _SLOT: int
 
 
+def die_with(parent: int) -> None:
+    """This process is killed when its parent is gone; Linux alone knows how."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
+
+
 def _start(job: Job, counter: Any, parent: int) -> None:
     """A process of the pool: ends with its parent, leaves Ctrl-C to it, computes with one thread."""
     global _JOB, _SLOT
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)
+    die_with(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

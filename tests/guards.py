@@ -75,7 +75,7 @@ GUARDS = [
           f"{P}::test_where_folders_cannot_be_locked_params_json_is"),
     Guard("forked children let the lock go", "engine/lock.py", "os.register_at_fork(after_in_child=_let_go)\n", "",
           f"{P}::test_a_child_that_outlives_its_parent_holds_no_lock"),
-    Guard("workers die with their parent", "model/data_loader.py", "        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n", "",
+    Guard("workers die with their parent", "model/reading.py", "        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n", "",
           f"{P}::test_a_worker_that_hangs_dies_with_its_parent"),
     Guard("a dead worker's file is named", "model/data_loader.py", "            self.at[worker.id % len(self.at)] = position", "            pass",
           f"{P}::test_a_worker_that_dies_names_the_file"),

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -208,14 +209,18 @@ def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
     monkeypatch.setattr("model.source.read_image", lambda path: time.sleep(60))
     parent = os.fork()
     if parent == 0:
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.alarm(1)
+        code = 1
         try:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.alarm(2)
             next(part.batches(0))
         except KeyboardInterrupt:
             multiprocessing.util._exit_function()  # what the interpreter does at its end
-            os._exit(0)
-        os._exit(1)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     begun = time.monotonic()
     while not (ended := os.waitpid(parent, os.WNOHANG))[0] and time.monotonic() - begun < 30:
         time.sleep(0.05)
