@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import multiprocessing.process
 import multiprocessing.util
 import os
 import re
@@ -211,6 +212,8 @@ def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
     if parent == 0:
         code = 1
         try:
+            multiprocessing.process._children.clear()  # those of the tests before are not its own
+            multiprocessing.util._finalizer_registry.clear()
             signal.signal(signal.SIGALRM, signal.default_int_handler)
             signal.alarm(2)
             next(part.batches(0))
