@@ -71,14 +71,14 @@ def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[s
     import numpy as np
     import torch
 
-    from model.data_loader import Normalise
+    from model.normalise import Normalise
 
     normalise = Normalise(trained.pinned, trained.device)
 
     def logits(images: list[np.ndarray]) -> Tensor:
         return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device)))
 
-    with ThreadPoolExecutor(4) as pool:  # decoders give the lock back while they work
+    with ThreadPoolExecutor(4) as pool:  # files are read and resized while others are decoded
         for start in range(0, len(paths), BATCH):
             some = paths[start : start + BATCH]
             read = list(pool.map(lambda path: read_base_image(path, trained.kit), some))

@@ -102,11 +102,9 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
         raise UserError(f"optimizer_args: {cls.__name__} refuses them: {error}") from None
 
 
-def freeze(net: torch.nn.Module, params: Params, epoch: int) -> None:
-    """Before each epoch: the first layer groups learn nothing until `freeze.epochs` are over."""
-    from model.net import set_frozen
-
-    set_frozen(net, params.freeze.groups if params.freeze and epoch < params.freeze.epochs else 0)
+def say_prepared(loaders: dict[str, Any], as_json: bool) -> None:
+    said = {split: loader.description for split, loader in loaders.items()}
+    print(to_json(said).strip() if as_json else "\n".join([*said.values(), "prepared; the folder is as it was"]))
 
 
 # --- the whole run ----------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.session import Session, committed, plan_steps, restore
     from model.data_loader import fetch_dataloader
     from model.metric import make_metrics
-    from model.net import make_net
+    from model.net import freeze, make_net
     from model.tta import averaged
 
     params, world = plan.params, find_world()
@@ -146,7 +144,8 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     restore(plan, state, saved, world)
     first, total = plan_steps(plan, params, state, loader.num_batches)
     if args.prepare:
-        return print(*(part.description for part in loaders.values()), "prepared; the folder is as it was", sep="\n")
+        world.leave()
+        return say_prepared(loaders, args.json) if world.is_main else None
     control = Control(params.checkpoint_minutes, world)
     run = Run(
         net=net,
@@ -188,7 +187,7 @@ def main(argv: list[str]) -> int:
         else:
             folder.check_writable()
             train(plan, args)
-        if args.json:
+        if args.json and not args.prepare:
             print(to_json(result(folder)), end="")
     return 0
 

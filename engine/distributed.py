@@ -40,6 +40,7 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
+            _UNDER_WAY.clear()
             if dist.is_initialized():
                 dist.destroy_process_group()
 

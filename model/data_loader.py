@@ -27,8 +27,7 @@ from model import cache, progressive
 from model.augment import Augment, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
-from model.normalise import Normalise as Normalise
-from model.normalise import Room
+from model.normalise import Normalise, Room
 from model.reading import die_with, num_cores
 from model.source import Source, image_folder, limit, positions_type, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike

@@ -357,6 +357,11 @@ def set_frozen(net: nn.Module, num_groups: int) -> None:
                 module.eval()
 
 
+def freeze(net: nn.Module, params: "Params", epoch: int) -> None:
+    """Before each epoch: the first layer groups learn nothing until `freeze.epochs` are over."""
+    set_frozen(net, params.freeze.groups if params.freeze and epoch < params.freeze.epochs else 0)
+
+
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return type(module).train(module, False)
 

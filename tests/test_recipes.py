@@ -195,6 +195,8 @@ def test_prepare_builds_the_cache_and_leaves_the_folder_alone(data, tmp_path):
     code, printed = call("train", *flags, "--prepare")
     assert code == 0 and "train: 36 images" in printed and "prepared" in printed, printed
     assert tree(folder) == before and len(list(cache.glob("*.npy"))) == 2
+    code, printed = call("train", *flags, "--prepare", "--json")
+    assert code == 0 and set(json.loads(printed)) == {"train", "valid"} and tree(folder) == before
     built = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert call("train", *flags)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == built
