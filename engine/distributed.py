@@ -1,9 +1,13 @@
 """torchrun in; rank, world, device out. One process is a world of one and needs nothing of this."""
 
+import inspect
 import os
+import time
+import uuid
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,14 +37,20 @@ class World:
             import torch.distributed as dist
 
             on_gpu = device.startswith("cuda")
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+            store, rank, size = next(dist.rendezvous("env://"))
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                store = dist.PrefixStore(name_attempt(store, rank, size), store)
+            dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
             _CONTROL[:] = [dist.new_group(backend="gloo")] if on_gpu else [dist.group.WORLD]
 
     def leave(self) -> None:
         if self.size > 1:
             import torch.distributed as dist
 
-            _UNDER_WAY.clear()
+            while _UNDER_WAY:  # a tensor that gloo's thread lets go of while Python ends would abort the process
+                value, work = _UNDER_WAY.pop()
+                with suppress(RuntimeError):  # another rank is gone
+                    work.wait(timedelta(seconds=5))
             if dist.is_initialized():
                 dist.destroy_process_group()
 
@@ -112,11 +122,36 @@ class World:
         statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}  # shared once an epoch, see `share`
         has_others = any(id(buffer) not in statistics for buffer in net.buffers())
         where = [self.local_rank] if device.startswith("cuda") else None
-        return DistributedDataParallel(net, where, broadcast_buffers=has_others)
+        known = inspect.signature(DistributedDataParallel).parameters  # the older word is going out of use
+        word = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(net, where, **{word: has_others})
 
     def synced(self, forward: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Gradients travel in the backward pass of a step's last micro-batch alone."""
         return nullcontext() if is_last or self.size == 1 else forward.no_sync()
+
+
+def name_attempt(store: Any, rank: int, size: int) -> str:
+    """A name that all ranks of this start know and no earlier start had.
+
+    torchrun keeps one store for all restarts, where the addresses of the dead are still found (pytorch #135712),
+    and its restart count differs between nodes. So each rank shows a word of its own, to which rank 0 of
+    the same start answers; who wrote an old word does not acknowledge the answer.
+    """
+    if rank:
+        word = uuid.uuid4().hex
+        store.set(f"kit/here/{rank}", word)
+        name = store.get(f"kit/name/{word}").decode()
+        store.set(f"kit/heard/{name}/{rank}", "")
+        return name
+    name = uuid.uuid4().hex
+    silent = set(range(1, size))
+    while silent:
+        for other in [other for other in silent if store.check([f"kit/here/{other}"])]:
+            store.set(f"kit/name/{store.get(f'kit/here/{other}').decode()}", name)
+        silent = {other for other in silent if not store.check([f"kit/heard/{name}/{other}"])}
+        time.sleep(0.005 if silent else 0)
+    return name
 
 
 def find_world() -> World:

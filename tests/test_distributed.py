@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from engine import precision
-from engine.distributed import World, find_world
+from engine.distributed import World, find_world, name_attempt
 from engine.loop import train_step
 from kit import ROOT, call, experiment, history, make_dataset, wait_for, weights
 from params import Params
@@ -150,6 +151,46 @@ def test_gradients_travel_once_per_step(group):
     for steps in (1, 2, 3):
         train_step(given, state, [batch] * 4, 8)  # type: ignore[arg-type]
         assert len(travelled) == steps
+
+
+LATE = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch.distributed as dist
+from engine import distributed
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{meet}", rank=rank, world_size=2)
+distributed._CONTROL[:] = [dist.group.WORLD]
+time.sleep(1 - rank)
+world = distributed.World(rank, 2)
+world.agree(7 - rank)
+under_way = distributed._UNDER_WAY[0][0]
+world.leave()
+print(int(under_way))
+"""
+
+
+def test_nobody_leaves_while_numbers_travel(tmp_path):
+    """Python that ends while gloo's thread holds a tensor is aborted (SIGABRT): rank 1 waits for rank 0, who is late."""
+    code = LATE.format(root=str(ROOT), meet=tmp_path / "meet")
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)
+    ]
+    assert [rank.communicate(timeout=60)[0].split() for rank in ranks] == [["7"], ["7"]]
+
+
+def test_each_start_of_the_ranks_has_a_name_of_its_own():
+    """Words of an earlier start, whose rank 2 died before it was heard, lie in the store: nobody takes them for theirs."""
+    store = dist.HashStore()
+    for word in ("kit/here/1", "kit/here/2"):
+        store.set(word, "of the dead")
+    names = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            found = set(threads.map(lambda rank: name_attempt(store, rank, 3), [0, 2, 1]))
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
