@@ -37,6 +37,7 @@ Cells = dict[str, Any]  # column -> value
 OF_THE_KIT = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS}
 NOT_COMPARED = {"data_dir", "hyper_search", "search"}
 TIMES = {"seconds"}
+REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,15 @@ def differing(rows: Sequence[Row]) -> list[str]:
     """The parameters that are not the same in all rows."""
     keys = dict.fromkeys(key for row in rows for key in row.params)
     return [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for row in rows}) > 1]
+
+
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        rest = {key: value for key, value in row.params.items() if key not in REPLICATES}
+        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    return list(groups.values())
 
 
 def label(row: Row, keys: Sequence[str]) -> str:
