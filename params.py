@@ -129,7 +129,7 @@ def _layers(values: dict[str, Any], file: Path, source: str = "") -> list[Layer]
     seen, prefix, source = [file.resolve()], "", source or str(file)
     while True:
         own = canonical({name: value for name, value in values.items() if name != "base"}, source)
-        layers.insert(0, (source, _moved(own, prefix)))
+        layers.insert(0, (source, moved(own, prefix)))
         if "base" not in values:
             return layers
         base = values["base"]
@@ -148,8 +148,11 @@ def _layers(values: dict[str, Any], file: Path, source: str = "") -> list[Layer]
         values, source = read(file), str(file)
 
 
-def _moved(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """`values` of a base, their paths and FILE.py:NAME as seen from the folder that inherits them."""
+def moved(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """`values` of one folder as another has to write them: the first is at `prefix` from there.
+
+    Paths and FILE.py:NAME are relative to the folder that they stand in.
+    """
 
     def move(value: Any, is_path: bool) -> Any:
         if isinstance(value, list):

@@ -65,6 +65,8 @@ class Search(Strict):
     sampler: Literal["grid", "random", "tpe"] = Field("grid", description="How values are chosen.")
     num_trials: int | None = Field(None, ge=1, description="Trials in all, for random and tpe.")
     pruner: Literal["none", "median", "asha", "hyperband"] = Field("none", description="Who stops hopeless trials.")
+    eta: int = Field(3, ge=2, description="asha and hyperband: the best 1/eta of a rung go on.")
+    min_epochs: int = Field(1, ge=1, description="asha and hyperband: epochs of the first rung.")
     seeds: Annotated[int, Field(ge=1)] | Seeds = Field(1, description="How many seeds per value, or which ones.")
     metric: Text = Field("val_accuracy", description="What is compared.")
     parallel: int = Field(1, ge=1, description="How many children train at a time.")

@@ -1,6 +1,7 @@
 """Small tools every room may use. No torch at import, so that `--help` and tables answer in a blink."""
 
 import contextlib
+import ctypes
 import difflib
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -215,27 +217,31 @@ def command(*parts: object) -> str:
 
 
 def run_script(main: Callable[[list[str]], int | None]) -> None:
-    """Call main(argv) and exit as DESIGN says: UserError -> one line and its code; disk trouble -> 5; a bug -> 70."""
+    """Call main(argv) and exit with its code; see `run_command`."""
     _open_streams()
+    sys.exit(run_command(main, sys.argv[1:]))
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """The exit code as DESIGN says: a UserError is one line and its code; disk trouble 5; a bug 70."""
     try:
-        code = main(sys.argv[1:]) or 0
+        code = main(argv) or 0
         sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"{error.prefix}{error}", file=sys.stderr)
-        code = error.code
+        return error.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except Exception as error:
         if isinstance(error, OSError) or is_out_of_memory(error):
             print(f"error: {describe_oserror(error)}", file=sys.stderr)
-            code = EXIT_SYSTEM
-        else:
-            traceback.print_exc()
-            code = EXIT_BUG
-    sys.exit(code)
+            return EXIT_SYSTEM
+        traceback.print_exc()
+        return EXIT_BUG
 
 
 def _open_streams() -> None:
@@ -248,6 +254,19 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it lives as long as the process)
+
+
+def num_cores() -> int:
+    """Cores this process may run on (taskset, containers and Slurm give fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """This process gets signal `number` when its parent is gone; Linux alone knows how."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG of linux/prctl.h
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
 
 
 def cache_home() -> Path:

@@ -47,6 +47,7 @@ def train_parser(doc: str | None) -> Parser:
     add("--base", metavar="B", help="start the new folder M from this folder or JSON file")
     add("--restore_file", metavar="W", help="start from weights: best, last, a file or an experiment folder")
     add("--extend", type=float, metavar="N", help="N epochs on top of a finished run's num_epochs")
+    add("--until", type=int, metavar="E", help="pause after epoch E, of a schedule that goes on")
     add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
     add("--resume", action="store_true", help="fail when there is nothing to resume")
     add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")

@@ -25,6 +25,15 @@ class Interrupted(UserError):
         super().__init__(f"{name}: saved at step {step}; the same command continues", 128 + number)
 
 
+class Paused(Interrupted):
+    """As far as --until asked. The process exits with 0."""
+
+    def __init__(self, epoch: int, step: int):
+        UserError.__init__(
+            self, f"paused after epoch {epoch}, step {step}; the same command without --until goes on", 0
+        )
+
+
 class Control:
     """`wants()` is asked after each step and each evaluation batch; it is cheap. All ranks get the same answer."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from params import Params
-from utils import UserError, cache_home
+from utils import UserError, cache_home, num_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 STEPS_WORTH_COMPILING = (
@@ -74,11 +74,6 @@ def _fast_bf16(device: str) -> bool:
     return device == "cpu" and bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def available_cores() -> int:
-    """Cores this process may run on (taskset, containers and Slurm give fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def choose(params: Params, device: str, num_steps: float, num_local: int = 1) -> Choice:
     """What `precision`, `compile` and `threads` mean on this kind of machine.
 
@@ -95,7 +90,7 @@ def choose(params: Params, device: str, num_steps: float, num_local: int = 1) ->
         channels_last=device != "mps",
         fused=device != "mps",
         compile=_is_compiled(params, device, num_steps),
-        threads=params.threads or max(1, available_cores() // num_local),
+        threads=params.threads or max(1, num_cores() // num_local),
     )
 
 

@@ -42,15 +42,15 @@ def references(values: Any) -> set[str]:
     return {values.rpartition(":")[0]} if isinstance(values, str) and ".py:" in values else set()
 
 
-def localised(values: Any) -> Any:
-    """`values` with each "dir/file.py:Name" as "file.py:Name": how they are called in record/code/experiment/."""
+def localised(values: Any, prefix: str = "") -> Any:
+    """`values` with each "dir/file.py:Name" as "file.py:Name", under `prefix`: as in record/code/experiment/."""
     if isinstance(values, dict):
-        return {key: localised(value) for key, value in values.items()}
+        return {key: localised(value, prefix) for key, value in values.items()}
     if isinstance(values, list):
-        return [localised(value) for value in values]
+        return [localised(value, prefix) for value in values]
     if isinstance(values, str) and ".py:" in values:
         path, _, name = values.rpartition(":")
-        return f"{Path(path).name}:{name}"
+        return f"{prefix}{Path(path).name}:{name}"
     return values
 
 

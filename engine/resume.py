@@ -198,6 +198,8 @@ def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: d
             f"leave it out to continue, or add --restart"
         )
     plan.restore_name = meta.get("restore_file")
+    if args.until and not manifest["done"] and args.until <= (reached := manifest["last"]["epoch"]):
+        raise UserError(f"--until {args.until}: {folder.path} is at epoch {reached} already; leave it out to go on")
     changes = changed_params(plan.params, resolved, plan.pinned)
     done, asked = manifest["done"], plan.params.num_epochs
     first, reached = resolved["num_epochs"], manifest["num_epochs"]

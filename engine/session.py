@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import math
 from typing import Any
 
 from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
-from engine.control import Bar, Control, Interrupted
+from engine.control import Bar, Control, Interrupted, Paused
 from engine.distributed import World
 from engine.figures import save_batch_sheet, save_history_figure
 from engine.folder import Folder, now
@@ -229,6 +230,8 @@ class Session:
             self._write(event, save, shards)
         if self.control.signal:
             raise Interrupted(self.control.signal, self.state.step)
+        if is_epoch and event.epoch >= (self.args.until or math.inf) and self.state.step < self.run.total_steps:
+            raise Paused(event.epoch, self.state.step)
 
     def _write(self, event: Event, save: bool, shards: list[dict[str, Any]] | None) -> None:
         self.bar.show(event, self.state.epoch_step)

@@ -28,12 +28,11 @@ from model.augment import Augment, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
 from model.normalise import Normalise, Room
-from model.reading import die_with, num_cores
 from model.source import Source, image_folder, limit, positions_type, statistics
 from model.source import base_size as base_size  # predict.py prepares its images alike
 from model.windows import one_thread
 from params import Params
-from utils import UserError, key64, lookup
+from utils import UserError, die_with, key64, lookup, num_cores
 
 WORKER_SECONDS = 300  # without a batch: it hangs
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]

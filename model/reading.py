@@ -3,7 +3,6 @@
 Decoding holds Python's lock, so that threads would wait for each other: processes are forked instead.
 """
 
-import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -22,12 +21,12 @@ import torch
 
 from model.images import ImageError, base_image, decode, read_bytes
 from model.index import Index
+from utils import die_with, num_cores
 
 DIGEST = 16  # bytes of a file's digest
 PER_FILE, PER_BYTE = 2e-5, 1.5e-8  # seconds of one process: CIFAR-10; photographs of 120 kB
 PAYS, LONG = 0.2, 1.5  # seconds from which more processes pay; from which one wants to see a bar
 MOST = 32  # processes
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -105,11 +104,6 @@ def _read(job: Job, positions: range, slot: int = 0) -> Part:
 # --- processes ----------------------------------------------------------------------------------------
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def can_fork() -> bool:
     """Not where fork is unsafe (macOS), nor in a process that may have no children."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon and num_cores() > 1
@@ -145,14 +139,6 @@ def _in_processes(job: Job, parts: list[range], num: int) -> Iterator[Part]:
 
 _JOB: Job
 _SLOT: int
-
-
-def die_with(parent: int) -> None:
-    """This process is killed when its parent is gone; Linux alone knows how."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
 
 
 def _start(job: Job, counter: Any, parent: int) -> None:

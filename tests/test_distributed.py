@@ -199,7 +199,7 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch):
         monkeypatch.setenv(name, value)
     world = find_world()
     assert world == World(5, 8, 1, 2)
-    monkeypatch.setattr(precision, "available_cores", lambda: 6)
+    monkeypatch.setattr(precision, "num_cores", lambda: 6)
     assert precision.choose(Params(), "cpu", 10, world.local_size).threads == 3
     assert precision.choose(Params(), "cpu", 10, 20).threads == 1
     assert precision.choose(Params(threads=5), "cpu", 10, 2).threads == 5

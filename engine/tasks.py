@@ -1,0 +1,43 @@
+"""What a search hands to an engine, and what an engine says of it. Engines schedule; the folders remember."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """One child folder to train: `train.py argv`, by the code that the search froze."""
+
+    name: str  # of the child folder; unique among the tasks under way
+    folder: Path
+    argv: list[str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that runs no longer."""
+
+    name: str
+    code: int  # as Popen.returncode: negative when a signal ended it; a lost node is -9
+    message: str = ""  # what the engine knows of it and the folder does not
+
+
+class Engine(Protocol):
+    """Runs tasks somewhere. A context of one search: close() leaves nothing of it running."""
+
+    num_slots: int  # so many tasks at a time
+
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Begin them, or queue them."""
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """What ended since the last call; [] when nothing did for `seconds`."""
+        ...
+
+    def stop(self, name: str) -> None:
+        """Ask a task to save and end. Nothing happens when it has ended already."""
+
+    def close(self) -> None:
+        """Have everything of this engine that still runs save and end."""
