@@ -19,6 +19,7 @@ from engine.arguments import Parser
 from engine.folder import Folder
 from engine.launch import Search, freeze_code, open_search
 from engine.pool import LocalEngine, serve, visible_gpus
+from engine.provenance import surroundings
 from include import CODE
 from params import deep_merge
 from utils import UserError, run_script, to_json
@@ -65,6 +66,7 @@ def serve_training() -> int:
     for name in ("torch", "torch._dynamo", "engine.session", "model.data_loader", "model.net", "model.metric",
                  "model.tta", "matplotlib.figure", "matplotlib.backends.backend_agg"):  # fmt: skip
         import_module(name)
+    surroundings()
     return serve(resolve_name("train:main"))
 
 

@@ -1,6 +1,7 @@
 """What proves a run: the code that ran, the command, versions, git, packages."""
 
 import ast
+import functools
 import importlib.metadata
 import json
 import os
@@ -128,18 +129,25 @@ def _git(*arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+@functools.cache
+def surroundings() -> tuple[dict[str, str], dict[str, Any] | None]:
+    """(version of every installed package, git's word on the code or None), as they are at the first call."""
+    found = (distribution.metadata for distribution in importlib.metadata.distributions())
+    packages = {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return packages, None
+    branch, status = _git("rev-parse", "--abbrev-ref", "HEAD"), _git("status", "--porcelain")
+    git = {"commit": commit.strip(), "branch": (branch or "").strip(), "dirty": bool(status)}
+    return packages, git
+
+
 def write_meta(folder: Folder, **fields: Any) -> None:
     """record/meta.json, requirements.txt and diff.patch at a start; each start adds a line under "sessions"."""
     old = folder.meta()
-    commit, branch, status = (
-        _git("rev-parse", "HEAD"),
-        _git("rev-parse", "--abbrev-ref", "HEAD"),
-        _git("status", "--porcelain"),
-    )
-    git = {"commit": commit.strip(), "branch": (branch or "").strip(), "dirty": bool(status)} if commit else None
+    packages, git = surroundings()
     session = {"command": sys.argv, "start": now(), "host": socket.gethostname(), "pid": os.getpid()}
     session |= {key: fields.pop(key) for key in ("from_step", "accepted") if fields.get(key) is not None}
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     versions = {
         name: packages.get(name)
         for name in ("torch", "torchvision", "albumentations", "numpy", "timm")
