@@ -58,9 +58,9 @@ class Children:
     def add(self, trials: Sequence[Trial]) -> list[Child]:
         """A child for each: found by its name, else by what it says, else written."""
         known = {identity(read_params(child.folder.path)): child for child in self.by_name.values()}
+        named = [(trial, name, self._values(trial, name)) for trial, name in zip(trials, names_of(trials), strict=True)]
         found, changed = [], []
-        for trial, name in zip(trials, names_of(trials), strict=True):
-            values = self._values(trial, name)
+        for trial, name, values in named:  # all of them are possible: now something may be written
             child = self.by_name.get(name) or known.get(identity(values))
             if child and not self._follows(child, values):
                 changed.append(child.name)

@@ -268,11 +268,13 @@ def open_search(folder: Folder, args: Any, overrides: dict[str, Any], num_gpus: 
         raise UserError('no data: give --data_dir DATA, or "data_dir" in params.json')
     if not Path(given).is_dir():
         raise UserError(f"{given}: no such dataset folder")
-    stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
-    search = Search(folder, params, overrides, Path(given), stated or num_gpus or 1)
+    more = []
     if params.search.restore_file:
         weights = find_weights(folder, str(params.folder / params.search.restore_file))
-        search.more += ["--restore_file", str(weights.resolve())]
+        more = ["--restore_file", str(weights.resolve())]
+    stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
+    search = Search(folder, params, overrides, Path(given), stated or num_gpus or 1)
+    search.more += more
     return search
 
 

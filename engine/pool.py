@@ -161,9 +161,11 @@ class Pool:
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "start" in message:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is for the child from its first moment
             pid = os.fork()
             if pid == 0:
                 run_task(self.target, message)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             self.children[pid] = message["start"]
         for pid, name in self.children.items():
             if name == message.get("stop"):
@@ -199,6 +201,7 @@ def run_task(target: Callable[[list[str]], int | None], message: dict[str, Any])
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.environ.update(message["environ"])
         log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
