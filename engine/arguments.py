@@ -1,6 +1,7 @@
 """The command lines of the root scripts: flags of their own, and any parameter by its dotted name. No torch."""
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ class Parser(argparse.ArgumentParser):
             others.append(word)
             if "=" not in word and words and not words[0].startswith("--"):
                 others.append(words.pop(0))
-        return self.parse_args(own), parse_overrides(others)
+        try:
+            overrides = parse_overrides(others)
+        except UserError as error:
+            flags = [word.split("=")[0] for word in others if f"unknown key {word.split('=')[0]};" in str(error)]
+            near = difflib.get_close_matches(flags[0], self._option_string_actions, 1, 0.8) if flags else []
+            if not near:
+                raise
+            raise UserError(f"{self.prog}: unknown flag {flags[0]}; did you mean '{near[0]}'?") from None
+        return self.parse_args(own), overrides
 
 
 def train_parser(doc: str | None) -> Parser:

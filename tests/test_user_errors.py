@@ -111,6 +111,13 @@ def test_wrong_parameters(case, data, tmp_path):
     refused(["--data_dir", data, "--model_dir", folder], words, watched=[tmp_path, data])
 
 
+@pytest.mark.parametrize("flag, near", [("--model_dri", "--model_dir"), ("--restrat", "--restart"), ("--bas", "--base"),
+                                        ("--learnig_rate", "learning_rate")])  # fmt: skip
+def test_a_mistyped_flag_is_answered_with_the_one_that_was_meant(flag, near, data, tmp_path):
+    folder = experiment(tmp_path / "x")
+    refused(["--data_dir", data, "--model_dir", folder, flag, "3"], [f"did you mean '{near}'?"], watched=[tmp_path])
+
+
 @pytest.mark.parametrize("text,word", [
     ("", "Expecting"), ("[]", "object"), ("{", "Expecting"), ('{"ps": 0.1, "ps": 0.2}', "twice"), ('{"ps": NaN}', "NaN"),
     ('{"ps": 1e999}', "1e999"), ("\xff\xfe", "UTF-8"), ("[" * 100_000, "deep"), ('{"ps": 0.1' + " " * 2_000_000 + "}", "too many"),
