@@ -142,9 +142,12 @@ def valley(losses: np.ndarray) -> int:
 
 
 def remark(curve: Curve) -> str:
-    """What to say of a curve that suggests little; "" for a good one."""
-    first, lowest = curve.smoothed[SKIPPED - 1], min(curve.smoothed)
-    if first - lowest > HARDLY * abs(first):
+    """What to say of a curve that does not fall below its noise, or hardly; "" for a good one."""
+    import numpy as np
+
+    plateau = np.array(curve.losses[: 3 * SKIPPED])  # up to 5e-5, where next to nothing is learned
+    first, lowest = plateau.mean(), min(curve.smoothed)
+    if first - lowest > max(HARDLY * abs(first), plateau.std()):
         return ""
     fall = f"the loss hardly falls at any rate ({first:.3g} -> {lowest:.3g})"
     return f"{fall}: {NUM_STEPS} steps are few for this net, and the suggestions say little"
@@ -168,7 +171,7 @@ def next_command(plan: Plan, args: Any, rate: float) -> str:
         else ["--model_dir", plan.folder.path]
     )
     words = ["--data_dir", plan.data_dir, *where]
-    words += ["--restore_file", plan.restore_name] if plan.restore_name else []
+    words += ["--restore_file", plan.restore_file] if plan.restore_file else []
     words += ["--cache_dir", args.cache_dir] if args.cache_dir else []
     others = {key: value for key, value in plan.overrides.items() if key not in ("learning_rate", "lr_schedule")}
     words += [
