@@ -30,6 +30,7 @@ Switch = Annotated[
     WithJsonSchema({"enum": [0, 1, True, False]}),
 ]
 Pair = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Fold = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
@@ -115,6 +116,7 @@ class Keys(Strict):
     cutmix: float = key(DATA, 0.0, "Alpha of CutMix's Beta distribution; 0: off.", ge=0)
     sampler: Literal["shuffle", "balanced"] = key(DATA, "shuffle", "balanced: every class is drawn as often.")
     valid_fraction: float = key(DATA, 0.1, "Share of train that validates when the data has no valid.", gt=0, lt=1)
+    fold: Fold | None = key(DATA, None, "[i, k]: train and valid together are dealt into k parts, of which the i-th validates; null: as the folders say.")
     cache: Literal["auto", "off", "disk", "ram", "device", "jpeg"] = key(DATA, "auto", "Where decoded images are kept. jpeg: training images on disk as JPEGs of their base size; lossy.")
     limit_train: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = key(DATA, None, "Number (1) or share (1.0) of the training images; null: all.")
     on_bad_image: Literal["error", "skip"] = key(DATA, "error", "What an unreadable image does.")
@@ -173,6 +175,10 @@ class Keys(Strict):
         if (grow := self.progressive) and grow.delay_fraction + grow.finetune_fraction > 1:
             raise ValueError(f"progressive: delay_fraction {grow.delay_fraction:g} and finetune_fraction "
                              f"{grow.finetune_fraction:g} given; together at most 1")  # fmt: skip
+        if self.fold and not (1 <= self.fold[0] <= self.fold[1] and self.fold[1] >= 2):
+            raise ValueError(
+                f"fold: {shorten(self.fold)} given; [i, k] is the i-th of k parts: i at most k, k at least 2"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.accumulate} given; at most batch_size, {self.batch_size}")
         if self.early_stopping:
@@ -201,6 +207,7 @@ NO_EFFECT: list[tuple[str, Callable[[Keys], Any], str]] = [
     ("momentum", lambda p: "momentum" in p.optimizer_args, "optimizer_args says another one"),
     ("label_smoothing", lambda p: p.label_smoothing and p.loss == "focal", "only loss cross_entropy has it"),
     ("alternate_flip", lambda p: p.alternate_flip and not _flips(p.augment), "augment has no HorizontalFlip"),
+    ("valid_fraction", lambda p: p.fold, "fold says which images validate"),
     ("progressive", lambda p: p.progressive and p.progressive.initial_scale == 1, "initial_scale 1 is full size"),
     ("cuda", lambda p: p.device != "auto", "device says where to compute"),
     ("early_stopping", lambda p: p.early_stopping and p.early_stopping.patience >= p.num_epochs, "its patience is as long as the run"),
@@ -233,6 +240,7 @@ _WANTED = {
     "precision": "amp fp16 bf16 half dtype", "loss": "criterion loss_fn", "label_smoothing": "smoothing", "metrics": "metric",
     "data_dir": "data dataset_dir root", "observers": "callbacks loggers logger", "ema": "ema_decay model_ema",
     "save_summary_steps": "log_interval print_freq log_every", "limit_train": "limit_train_batches subset",
+    "fold": "kfold k_fold", "search.folds": "n_folds num_folds kfolds k_folds cv",
     "valid_fraction": "val_split valid_split val_fraction", "best_metric": "eval_metric", "base": "parent inherit extends",
     "keep_last": "save_top_k keep", "compile": "torch_compile", "tta": "test_time_augmentation", "threads": "num_threads", "div_factor": "div",
     "arch_args": "model_args", "arch_args.n_filters": "n_filters num_filters filters", "hyper_search": "hyperparams search_space grid",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.arguments import train_parser
 from engine.folder import Folder
-from engine.resume import Plan, closing_block, decide, is_whole, mend, result
+from engine.resume import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
 from engine.verify import verify
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
@@ -102,11 +102,6 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
         raise UserError(f"optimizer_args: {cls.__name__} refuses them: {error}") from None
 
 
-def say_prepared(loaders: dict[str, Any], as_json: bool) -> None:
-    said = {split: loader.description for split, loader in loaders.items()}
-    print(to_json(said).strip() if as_json else "\n".join([*said.values(), "prepared; the folder is as it was"]))
-
-
 # --- the whole run ----------------------------------------------------------------------------------
 
 
@@ -116,6 +111,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.control import Control
     from engine.distributed import find_world
     from engine.ema import Ema
+    from engine.find_lr import describe, find_lr
     from engine.loop import Epoch, Run, State, fit
     from engine.schedule import make_schedule, should_stop
     from engine.session import Session, committed, plan_steps, restore
@@ -145,8 +141,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     first, total = plan_steps(plan, params, state, loader.num_batches)
     if args.prepare:
         world.leave()
-        return say_prepared(loaders, args.json) if world.is_main else None
-    control = Control(params.checkpoint_minutes, world)
+        return print(describe_prepared(loaders, args.json)) if world.is_main else None
     run = Run(
         net=net,
         optimizer=optimizer,
@@ -162,8 +157,13 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
         average_views=partial(averaged, tta=params.tta),
         world=world,
         before_epoch=partial(freeze, net, params),
-        wants_control=control.wants,
     )
+    if args.find_lr:
+        found = find_lr(plan, args, run, state)
+        world.leave()
+        return print(to_json(found).strip() if args.json else describe(found)) if world.is_main else None
+    control = Control(params.checkpoint_minutes, world)
+    run.wants_control = control.wants
     with Session(plan, params, run, state, control, args, choice.describe()) as session:
         for event in fit(run, state):
             session.record(event)
@@ -187,7 +187,7 @@ def main(argv: list[str]) -> int:
         else:
             folder.check_writable()
             train(plan, args)
-        if args.json and not args.prepare:
+        if args.json and not (args.prepare or args.find_lr):
             print(to_json(result(folder)), end="")
     return 0
 

@@ -61,8 +61,10 @@ def train_parser(doc: str | None) -> Parser:
     add("--resume", action="store_true", help="fail when there is nothing to resume")
     add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
-    add("--verify", action="store_true", help="train the frozen code again, elsewhere: is the result byte-identical?")
-    add("--prepare", action="store_true", help="check everything, fetch weights, build the cache of images, and stop")
+    only = parser.add_mutually_exclusive_group().add_argument
+    only("--verify", action="store_true", help="train the frozen code again, elsewhere: is the result byte-identical?")
+    only("--find_lr", action="store_true", help="try rising learning rates for 100 steps, suggest some, and stop")
+    only("--prepare", action="store_true", help="check everything, fetch weights, build the cache of images, and stop")
     add("--scratch_dir", type=Path, metavar="DIR", help="checkpoints and events go there, linked from the folder")
     add("--cache_dir", type=Path, metavar="DIR", help="decoded images go there (default: .cache beside the data)")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")

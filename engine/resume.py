@@ -20,7 +20,7 @@ from include import (
     TRAIN_HISTORY_PNG,
 )
 from params import Params
-from utils import UserError, command
+from utils import UserError, command, to_json
 
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
@@ -48,6 +48,7 @@ class Plan:
     accepted: set[str] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
     saved: dict[str, Any] | None = None  # the committed state that it goes on from
+    holds_run: bool = False  # of --find_lr: it looks at a folder that has state, as if it had none
 
     def refuse(self, what: str, changes: list[str]) -> None:
         """UserError that lists `changes` and the command to paste, unless --accept `what` was given."""
@@ -124,6 +125,12 @@ def is_complete(path: Path) -> bool:
     return path.stat().st_size == 8 + length + max(ends)
 
 
+def describe_prepared(loaders: dict[str, Any], as_json: bool) -> str:
+    """What --prepare prints."""
+    said = {split: loader.description for split, loader in loaders.items()}
+    return to_json(said).strip() if as_json else "\n".join([*said.values(), "prepared; the folder is as it was"])
+
+
 def result(folder: Folder) -> dict[str, Any]:
     """What --json prints: status, metrics of the best epoch, paths."""
     return {"status": folder.status(), "best": folder.read(METRICS_BEST), "weights": str(folder.weights("best"))}
@@ -174,6 +181,8 @@ def decide(folder: Folder, args: Any, overrides: dict[str, Any], argv: list[str]
         restart=args.restart,
         accepted=accepted,
     )
+    if args.find_lr:
+        return decide_range_test(plan, args, meta, began)
     if not began:
         if args.resume:
             raise UserError(f"--resume: {folder.path} holds nothing to resume; leave --resume out to start it")
@@ -185,6 +194,17 @@ def decide(folder: Folder, args: Any, overrides: dict[str, Any], argv: list[str]
     if args.code == "folder":
         run_frozen(folder, argv)
     return decide_continuation(plan, args, meta, manifest)
+
+
+def decide_range_test(plan: Plan, args: Any, meta: dict[str, Any], began: bool) -> Plan:
+    """A learning rate is a parameter of the whole run: it is looked for as the run began, whatever it has come to."""
+    wrong = [f"--{name}" for name in ("restart", "resume", "extend", "accept") if getattr(args, name)]
+    if wrong or args.code == "folder":
+        raise UserError(f"--find_lr looks for a learning rate and stops; leave {', '.join(wrong) or '--code'} out")
+    plan.verb, plan.holds_run = "start", began
+    plan.restore_name = args.restore_file or meta.get("restore_file")
+    plan.restore_file = find_weights(plan.folder, plan.restore_name) if plan.restore_name else None
+    return plan
 
 
 def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: dict[str, Any]) -> Plan:

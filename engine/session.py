@@ -21,6 +21,7 @@ from include import (
     EXIT_DAMAGED,
     EXIT_NONFINITE,
     EXIT_SYSTEM,
+    FOLD,
     RESOLVED,
     TRAIN_HISTORY_PNG,
     TRAIN_LOG,
@@ -139,6 +140,8 @@ class Session:
                    minimize=self.run.minimized,
                    from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
         self.folder.write_augmentation(loader.augmentation)
+        if loader.fold:
+            write_json(self.folder.path / FOLD, loader.fold)
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
         if state.step == 0:
             save_batch_sheet(self.folder.path / BATCH_PNG, loader)

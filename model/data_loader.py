@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from include import IMAGENET_MEAN, IMAGENET_STD
-from model import cache, progressive
+from model import cache, folds, progressive
 from model.augment import Augment, make_augment, mix
 from model.images import ImageError
 from model.index import check_classes, describe_ignored
@@ -61,10 +61,13 @@ def fetch_dataloader(
     cache_dir = Path(cache_dir) if cache_dir else cache.default_dir(data_dir)
     normalisation = (pinned["mean"], pinned["std"]) if "mean" in pinned else _stated(params)
     wanted = list(splits) if normalisation or "train" in splits else [*splits, "train"]
+    is_folded = params.fold is not None and not {"train", "valid"}.isdisjoint(wanted)
+    wanted = list(dict.fromkeys([*wanted, "train", "valid"])) if is_folded else wanted
     sources, im_sz = make(wanted, data_dir, params, pinned.get("im_sz"), cache_dir)
     classes = next(iter(sources.values())).index.classes
     if "classes" in pinned:
         check_classes(classes, pinned["classes"], str(data_dir), "the run")
+    sources = folds.take(sources, params.fold) if is_folded and params.fold else sources
     fingerprints = {split: source.fingerprint() for split, source in sources.items() if split in splits}
     if "train" in sources and params.limit_train:
         sources["train"] = limit(sources["train"], params.limit_train, params.seed)
@@ -161,7 +164,7 @@ class Loader:
         self.split, self.params, self.pinned, self.device = index.split, params, pinned, device
         self.fingerprint, self.rank, self.world = fingerprint, rank, world
         self.classes, self.paths, self.labels = index.classes, index.paths, index.labels
-        self.root = index.root
+        self.root, self.fold = index.root, source.fold
         self.num_images, self.skipped, self.class_counts = (
             len(index),
             list(source.skipped),
@@ -203,7 +206,7 @@ class Loader:
         """Where batches are cut from without a copy of their images before, and the row there of each position."""
         if self.resident is not None:
             return self.resident, np.arange(self.num_images)
-        if source.images is None or self.images.augment or self.num_workers or self.device != "cpu":
+        if not isinstance(source.images, np.ndarray) or self.images.augment or self.num_workers or self.device != "cpu":
             return None, source.rows
         with warnings.catch_warnings():  # the memory map can only be read, and nobody writes
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

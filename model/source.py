@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from model.index import BLOCK, Index, by_class, check_classes, cut, find_splits,
 from params import Params
 from utils import UserError, key64
 
+if TYPE_CHECKING:
+    from model.folds import Joined
+
 
 @dataclass
 class Source:
@@ -25,14 +29,15 @@ class Source:
 
     index: Index
     digests: np.ndarray  # (M, 16) uint8, of the whole folder
-    images: np.ndarray | None  # (M, S, S, 3) uint8, of the whole folder
+    images: "np.ndarray | Joined | None"  # (M, S, S, 3) uint8, of the whole folder
     rows: np.ndarray  # (N,) where each file's digest and image are in those
     size: int  # S
     resize: str
     form: str  # disk, ram, jpeg or off
     note: str = ""
     skipped: tuple[str, ...] = ()
-    jpegs: cache.Jpegs | None = None  # of the whole folder, in form jpeg
+    jpegs: "cache.Jpegs | Joined | None" = None  # of the whole folder, in form jpeg
+    fold: dict[str, Any] | None = None  # what is said of a fold's parts, see model/folds.py
 
     def read(self, positions: np.ndarray, begin: Callable[[int], None] = lambda position: None) -> np.ndarray:
         """(B, S, S, 3) base images; a copy. ImageError when a file went away or broke meanwhile.
@@ -57,8 +62,10 @@ class Source:
         SHA-256 over two of them: of all names (NFC, UTF-8) one behind the other; and, 65,536 files at a time, of
         the lengths of the names (uint16), the sizes (int64), labels (int32) and content digests, little-endian. The
         order is that of the index, which is one of names: neither a file system's order nor its unicode form counts.
-        Lossy pixels are other data: a run cannot change to them, or back, unnoticed.
+        Lossy pixels are other data: a run cannot change to them, or back, unnoticed. All folds are of the same data.
         """
+        if self.fold:
+            return self.fold["data"]
         index, names, columns = self.index, hashlib.sha256(), hashlib.sha256()
         for number, (block, lengths) in enumerate(index.paths.blocks()):
             if not block.isascii():
@@ -114,7 +121,7 @@ def image_folder(
     if is_cut and "train" in sources:
         whole = sources.pop("train")
         is_valid = _split_by_content(whole, params.valid_fraction)
-        sources |= {"train": _part(whole, ~is_valid, "train"), "valid": _part(whole, is_valid, "valid")}
+        sources |= {"train": subset(whole, ~is_valid, "train"), "valid": subset(whole, is_valid, "valid")}
     return {split: sources[split] for split in splits}, im_sz
 
 
@@ -132,7 +139,8 @@ def _native_size(index: Index) -> int:
 
 def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source:
     size = base_size(im_sz)
-    is_lossy = params.cache == "jpeg" and index.split == "train"  # what is evaluated is exact
+    trains = index.split == "train" or (index.split == "valid" and params.fold is not None)
+    is_lossy = params.cache == "jpeg" and trains  # what is evaluated is exact
     wanted = "auto" if params.cache == "jpeg" and not is_lossy else params.cache
     found = cache.open_decoded(index, size, params.resize, wanted, cache_dir)
     if found.bad and params.on_bad_image == "error":
@@ -149,20 +157,20 @@ def _decode(index: Index, params: Params, im_sz: int, cache_dir: Path) -> Source
         return whole
     is_good = np.ones(len(index), bool)
     is_good[list(found.bad)] = False
-    part = _part(whole, is_good, index.split)
+    part = subset(whole, is_good, index.split)
     for name, count in zip(index.classes, part.class_counts(), strict=True):
         if not count:
             raise UserError(f"{index.split}: no image of class {name!r} can be used: {next(iter(found.bad.values()))}")
     return part
 
 
-def _part(source: Source, mask: np.ndarray, split: str) -> Source:
+def subset(source: Source, mask: np.ndarray, split: str) -> Source:
     """The files of `source` where `mask` (N,) is true, as `split`."""
     index = source.index.select(mask, split)
     is_same = split == source.index.split  # what was left out is told once
     index.ignored = source.index.ignored if is_same else index.ignored
     rest = (source.digests, source.images, source.rows[mask], source.size, source.resize, source.form, source.note)
-    part = Source(index, *rest, source.skipped if is_same else ())
+    part = Source(index, *rest, source.skipped if is_same else (), fold=source.fold)
     if source.jpegs and split == "train":
         part.jpegs = source.jpegs
     elif source.jpegs:
@@ -212,7 +220,7 @@ def limit(source: Source, number: float, seed: int) -> Source:
         place[members[0]] = -1
     mask = np.zeros(num, bool)
     mask[order[np.argsort(place, kind="stable")[:count]]] = True
-    return _part(source, mask, source.index.split)
+    return subset(source, mask, source.index.split)
 
 
 def statistics(source: Source, chunk: int = 256) -> tuple[list[float], list[float]]:

@@ -538,7 +538,7 @@ def test_splits_and_subsets_are_those_of_their_definitions(seed):
         assert is_valid.tolist() == split_slowly(labels, text, fraction).tolist()
     for count in (4, 5, 21, 104, 208):
         assert sorted(map(int, source.limit(part, count, seed).index.paths)) == limit_slowly(labels, count, seed)
-    valid = source._part(part, is_valid, "valid")
+    valid = source.subset(part, is_valid, "valid")
     assert [bytes(valid.digests[row]).hex() for row in valid.rows] == [
         t for t, v in zip(text, is_valid, strict=True) if v
     ]
