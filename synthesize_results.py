@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.arguments import Parser
-from engine.report import describe_problems, find_folders, make_table, read_rows, to_csv, to_markdown
+from engine.report import find_folders, read_rows
+from engine.tables import describe_problems, make_table, to_csv, to_markdown
 from utils import UserError, run_script, to_json, write_atomic
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 import plot_results
 import synthesize_results
 from engine import figures
-from engine.report import find_folders, make_table, read_rows, to_csv, to_markdown
+from engine.report import find_folders, read_rows
+from engine.tables import make_table, to_csv, to_markdown
 from include import ROOT
 from utils import UserError
 
