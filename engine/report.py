@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import re
 import socket
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.folder import Folder
 from engine.lock import is_alive
-from include import (
-    ATTEMPTS,
-    CHECKPOINTS,
-    META,
-    METRICS_BEST,
-    METRICS_TEST,
-    PARAMS,
-    RECORD,
-    RESOLVED,
-    STATUS,
-    TENSORBOARD,
-    TEST_LOOKS,
-    WEIGHTS,
-)
+from engine.tree import find_folders, natural
+from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
+from params_json import read_object
 from utils import UserError
 
-OF_THE_KIT = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS}
-NOT_COMPARED = {"data_dir", "hyper_search", "search"}
+__all__ = ["Row", "count_looks", "differing", "find_folders", "grouped", "label", "natural", "read_rows", "show"]
+
+NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
+MAX_BYTES = 64 << 20
+MANY, CHUNK, MAX_PROCESSES = 2000, 250, 8  # from so many folders on, several processes read
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in the place of a file does not hold us up
 
 
 @dataclass(frozen=True)
@@ -43,126 +36,235 @@ class Row:
     best: dict[str, Any]  # epoch, loss and metrics of the best weights on the validation split
     test: dict[str, Any]  # the same on the test split, {} when nobody looked
     num_looks: int
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]]  # [] when read_rows was told not to keep it
     status: str
     minimized: frozenset[str]  # metrics of which less is better
+    last: dict[str, Any] = field(default_factory=dict)  # as `best`, of the last weights
+    num_epochs: int = 0  # so many were trained
+    seconds: float = 0.0
+    num_parameters: int | None = None  # of the net
 
     @property
     def best_metric(self) -> str:
         return str(self.params.get("best_metric", "accuracy")).rpartition(":")[2]
 
-    @property
-    def seconds(self) -> float:
-        return sum(row.get("seconds") or 0 for row in self.history)
+
+# --- files ----------------------------------------------------------------------------------------------
 
 
-# --- folders -> rows ------------------------------------------------------------------------------------
+def read_bytes(path: str) -> bytes | None:
+    """The content of a file, None when there is none. UserError when it cannot be read."""
+    try:
+        descriptor = os.open(path, FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        parts = [os.read(descriptor, 1 << 16)]
+        while len(parts[-1]) == 1 << 16 and len(parts) << 16 <= MAX_BYTES:
+            parts.append(os.read(descriptor, 1 << 16))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(parts) << 16 > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES >> 20} MiB")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def natural(text: str) -> list[Any]:
-    """A sorting key: "run_2" before "run_10"."""
-    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in re.split(r"(\d+)", text) if part]
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
 
 
-def find_folders(parent: Path) -> list[Path]:
-    """The experiment folders in the tree under `parent`, without those that only hold others (a search)."""
-    if not parent.is_dir():
-        raise UserError(f"{parent}: no such folder")
-    found = []
-    for current, names, files in os.walk(parent):
-        path = Path(current)
-        is_experiment = PARAMS in files or (path / STATUS).is_file() or (path / RESOLVED).is_file()
-        if is_experiment:
-            found.append(path)
-        skip = OF_THE_KIT if is_experiment else set()
-        names[:] = [name for name in names if name not in skip and not name.startswith((".", "__"))]
-    holders = {above for path in found for above in path.parents}
-    found = [path for path in found if path not in holders or (path / RESOLVED).exists()]
-    return sorted(found, key=lambda path: natural(str(path)))
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def read_rows(folders: Iterable[Path], parent: Path | None = None) -> tuple[list[Row], dict[str, str]]:
-    """(rows of the folders that have results, name -> what is the matter with one not done). Never fatal."""
-    rows: list[Row] = []
-    problems: dict[str, str] = {}
-    for path in folders:
-        name = str(path.relative_to(parent)) if parent and path != parent else str(path)
-        try:
-            remark = state_remark(path)
-            if (path / METRICS_BEST).exists():
-                rows.append(read_row(path, name))
-            elif not remark:
-                remark = f"malformed: done, but there is no {METRICS_BEST}"
-        except UserError as error:
-            remark = f"malformed: {error}"
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            remark = f"malformed: {type(error).__name__}: {error}"
-        if remark:
-            problems[name] = remark
-    return rows, problems
+def read_value(path: str, kind: type, default: Any = None) -> Any:
+    """The JSON value in a file, `default` when there is none. UserError when it is damaged or not of `kind`."""
+    data = read_bytes(path)
+    if data is None:
+        return default
+    try:
+        value = _DECODER.decode(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path} is damaged ({'a list' if kind is list else 'an object'} is expected)")
+    return value
 
 
-def read_row(path: Path, name: str) -> Row:
-    """The row of one folder. UserError, or whatever a file of another shape causes."""
-    folder = Folder(path)
-    resolved, meta = folder.record(RESOLVED), folder.record(META)
-    if not resolved:
-        raise UserError(f"{path / RESOLVED}: no such file")
-    params = flatten({key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED})
-    if meta.get("data_dir"):
-        params["data"] = Path(meta["data_dir"]).name
-    looks = path / TEST_LOOKS
-    return Row(
-        name=name,
-        params=params,
-        best=numbers(folder.read(METRICS_BEST), path / METRICS_BEST),
-        test=numbers(folder.read(METRICS_TEST, {}), path / METRICS_TEST),
-        num_looks=count_looks(looks),
-        history=[dict(row) for row in folder.history()],
-        status=status_of(path),
-        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
-    )
+def read_optional(path: str) -> dict[str, Any]:
+    """The JSON object in a file that is often not there, which os.access says five times faster than open fails."""
+    return read_value(path, dict, {}) if os.access(path, os.F_OK) else {}
 
 
-def count_looks(path: Path) -> int:
-    """Lines of record/test_looks.jsonl."""
-    if not path.exists():
-        return 0
-    return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-
-
-def numbers(values: Any, path: Path) -> dict[str, Any]:
-    """`values` when it is a flat table name -> number or null. UserError otherwise."""
-    good = isinstance(values, dict) and all(
-        value is None or isinstance(value, int | float) for value in values.values()
-    )
-    if not good:
-        raise UserError(f"{path}: a flat table of numbers is expected")
+def numbers(values: dict[str, Any], path: str) -> dict[str, Any]:
+    """`values` when it is a flat table name -> finite number or null. UserError otherwise."""
+    for value in values.values():
+        is_number = isinstance(value, int | float) and abs(value) < math.inf
+        if not (value is None or is_number):
+            raise UserError(f"{path}: a flat table of finite numbers is expected")
     return values
+
+
+def count_looks(path: Path | str) -> int:
+    """Lines of record/test_looks.jsonl."""
+    data = read_bytes(str(path)) if os.access(path, os.F_OK) else None
+    return sum(bool(line.strip()) for line in data.splitlines()) if data else 0
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[sys.intern(prefix + key)] = value
     return flat
 
 
-def status_of(path: Path) -> str:
-    """created, running, killed (it says running, but its process is gone), interrupted, failed or done. UserError."""
-    status = Folder(path).status()
-    state = str(status["state"])
-    if state == "unknown":
-        raise UserError(status["message"])
+# --- folders -> rows ------------------------------------------------------------------------------------
+
+
+def read_rows(
+    folders: Iterable[Path], parent: Path | None = None, keep_history: bool = True
+) -> tuple[list[Row], dict[str, str]]:
+    """(rows of the folders that have results, name -> what is the matter with one not done). Never fatal."""
+    paths = [str(folder) for folder in folders]
+    prefix = f"{parent}/" if parent else None
+    named = [(path, path[len(prefix) :] if prefix and path.startswith(prefix) else path) for path in paths]
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    for some_rows, some_problems in _read_all(named, keep_history):
+        rows += some_rows
+        problems |= some_problems
+    return rows, problems
+
+
+def _read_all(named: list[tuple[str, str]], keep_history: bool) -> Iterable[tuple[list[Row], dict[str, str]]]:
+    """Chunks of rows and problems, in order; forked processes help with many folders."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if len(named) <= MANY or keep_history or cores < 2 or "torch" in sys.modules:
+        yield _read_some(named, keep_history)
+        return
+    import gc
+    import multiprocessing
+
+    chunks = [(named[i : i + CHUNK], keep_history) for i in range(0, len(named), CHUNK)]
+    was_collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of objects that stay: looking for cycles among them took a third
+    try:
+        with multiprocessing.get_context("fork").Pool(min(cores, MAX_PROCESSES)) as pool:
+            yield from pool.imap(_read_chunk, chunks)
+    finally:
+        if was_collecting:
+            gc.enable()
+
+
+def _read_chunk(chunk: tuple[list[tuple[str, str]], bool]) -> tuple[list[Row], dict[str, str]]:
+    return _read_some(*chunk)
+
+
+def _read_some(named: list[tuple[str, str]], keep_history: bool) -> tuple[list[Row], dict[str, str]]:
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    for path, name in named:
+        try:
+            row, remark = read_row(path, name, keep_history)
+        except UserError as error:
+            row, remark = None, f"malformed: {error}"
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
+            row, remark = None, f"malformed: {type(error).__name__}: {error}"
+        if row:
+            rows.append(row)
+        if remark:
+            problems[name] = remark
+    return rows, problems
+
+
+def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | None, str]:
+    """(what a folder says, None without results; what keeps it from being done, "" when it is).
+
+    UserError, or whatever a file of another shape causes, when it is malformed.
+    """
+    status = read_value(f"{path}/{STATUS}", dict, {})
+    best = read_value(f"{path}/{METRICS_BEST}", dict)
+    given = read_bytes(f"{path}/{PARAMS}")
+    if not status and best is None and given is None:
+        _check_folder(path)
+    _check_given(path, given)
+    remark = state_remark(status)
+    if best is None:
+        return None, remark or f"malformed: done, but there is no {METRICS_BEST}"
+    resolved, meta = read_value(f"{path}/{RESOLVED}", dict), read_value(f"{path}/{META}", dict, {})
+    if not resolved:
+        raise UserError(f"{path}/{RESOLVED}: no such file")
+    params = flatten({key: value for key, value in resolved.items() if key not in NOT_COMPARED})
+    if meta.get("data_dir"):
+        params["data"] = os.path.basename(meta["data_dir"].rstrip("/"))
+    history = read_value(f"{path}/{HISTORY_JSON}", list, [])
+    if not all(isinstance(line, dict) and "epoch" in line for line in history):
+        raise UserError(f"{path}/{HISTORY_JSON} is damaged: train.py writes it again")
+    last = read_value(f"{path}/{METRICS_LAST}", dict) or {
+        key.removeprefix("val_"): value for key, value in (history[-1] if history else {}).items() if key[:4] == "val_"
+    }
+    test = read_optional(f"{path}/{METRICS_TEST}")
+    return Row(
+        name=name,
+        params=params,
+        best=numbers(best, f"{path}/{METRICS_BEST}"),
+        test=numbers(test, f"{path}/{METRICS_TEST}"),
+        num_looks=count_looks(f"{path}/{TEST_LOOKS}"),
+        history=history if keep_history else [],
+        status=status_of(status),
+        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
+        last=numbers(last, f"{path}/{METRICS_LAST}"),
+        num_epochs=len(history),
+        seconds=float(sum(line.get("seconds") or 0 for line in history)),
+        num_parameters=int(meta["num_parameters"]) if meta.get("num_parameters") else None,
+    ), remark
+
+
+def _check_folder(path: str) -> None:
+    """UserError for a place that is no folder, cannot be read or holds nothing."""
+    try:
+        if not os.listdir(path):
+            raise UserError(f"{path}: an empty folder")
+    except FileNotFoundError:
+        target = f"a link to {os.readlink(path)}, which is gone" if os.path.islink(path) else "no such folder"
+        raise UserError(f"{path}: {target}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _check_given(path: str, given: bytes | None) -> None:
+    """UserError when params.json is there and cannot be read."""
+    if given is None:
+        return
+    try:
+        values = _DECODER.decode(given.decode())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        read_object(Path(path) / PARAMS)  # comments and trailing commas are forgiven
+
+
+def status_of(status: dict[str, Any]) -> str:
+    """created, running, killed (it says running, but its process is gone), interrupted, pruned, failed or done."""
+    state = status.get("state", "created")
+    kinds = ((state, str), (status.get("epoch", 0), int), (status.get("step", 0), int))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        raise UserError(f"{STATUS} is damaged (state, epoch, step)")
     if state != "running" or status.get("host") != socket.gethostname():
         return state
     return state if is_alive(int(status["pid"])) else "killed"
 
 
-def state_remark(path: Path) -> str:
+def state_remark(status: dict[str, Any]) -> str:
     """What keeps a folder from being done, "" when it is."""
-    state, status = status_of(path), Folder(path).status()
+    state = status_of(status)
     where = f"epoch {status.get('epoch', 0)}, step {status.get('step', 0)}"
     message = " ".join(str(status.get("message", "")).split())
     match state:
@@ -176,21 +278,28 @@ def state_remark(path: Path) -> str:
             return f"{state} at {where}" + (f": {message}" if message else "")
 
 
-# --- rows beside each other ----------------------------------------------------------------------------
+# --- rows beside each other -----------------------------------------------------------------------------
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
     """The parameters that are not the same in all rows."""
     keys = dict.fromkeys(key for row in rows for key in row.params)
-    return [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for row in rows}) > 1]
+    first = rows[0].params if rows else {}
+    found: set[str] = set()
+    for row in rows:
+        if row.params.keys() == first.keys():
+            found.update(key for key, value in row.params.items() if value != first[key])
+        else:
+            found.update(key for key in keys if row.params.get(key) != first.get(key))
+    return [key for key in keys if key in found]
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each."""
+    keys = [key for key in differing(rows) if key not in REPLICATES]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        rest = {key: value for key, value in row.params.items() if key not in REPLICATES}
-        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps([row.params.get(key) for key in keys]), []).append(row)
     return list(groups.values())
 
 

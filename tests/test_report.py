@@ -81,7 +81,8 @@ def test_table_shows_what_differs_and_sorts_best_first(parent):
     rows, problems = read_rows(find_folders(parent), parent)
     columns, cells = make_table(rows)
     assert columns[:5] == ["folder", "learning_rate", "arch_args.n_filters", "best_epoch", "epochs"]
-    assert columns[5:] == ["val_loss", "val_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
+    assert columns[5:7] == ["val_loss", "val_accuracy"]
+    assert columns[7:] == ["last_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
     assert [line["folder"] for line in cells] == ["lr_10", "lr_2", "deep/one|two", "here", "gone", "nan"]
     assert cells[0]["test_accuracy"] == 0.85 and cells[0]["test_looks"] == 2 and cells[1]["test_looks"] == 0
     assert cells[0]["seconds"] == 4.5
