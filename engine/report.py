@@ -283,15 +283,13 @@ def state_remark(status: dict[str, Any]) -> str:
 
 def differing(rows: Sequence[Row]) -> list[str]:
     """The parameters that are not the same in all rows."""
-    keys = dict.fromkeys(key for row in rows for key in row.params)
-    first = rows[0].params if rows else {}
-    found: set[str] = set()
-    for row in rows:
-        if row.params.keys() == first.keys():
-            found.update(key for key, value in row.params.items() if value != first[key])
-        else:
-            found.update(key for key in keys if row.params.get(key) != first.get(key))
-    return [key for key in keys if key in found]
+    if not rows:
+        return []
+    if len({tuple(row.params) for row in rows}) == 1:  # the same names in the same order: column by column
+        columns = zip(*(row.params.values() for row in rows), strict=True)
+        return [key for key, column in zip(rows[0].params, columns, strict=True) if column.count(column[0]) < len(rows)]
+    keys, first = dict.fromkeys(key for row in rows for key in row.params), rows[0].params
+    return [key for key in keys if any(row.params.get(key) != first.get(key) for row in rows)]
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:

@@ -194,11 +194,11 @@ def _validation(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def group_name(group: Sequence[Row]) -> str:
-    """What the folders of a group have in common: learning_rate_0.1* for ..._seed_0 and ..._seed_1."""
+    """What the folders of a group have in common: learning_rate_0.1… for ..._seed_0 and ..._seed_1."""
     if len(group) == 1:
         return group[0].name
     common = os.path.commonprefix([row.name for row in group])
-    return re.sub(r"(_*(seed|fold))?[_\-./]*$", "", common) + "*"
+    return re.sub(r"(_*(seed|fold))?[_\-./]*$", "", common) + "…"
 
 
 def make_group_lines(groups: Sequence[Sequence[Row]], counted: Sequence[Sequence[Row]], metric: str) -> list[Cells]:
