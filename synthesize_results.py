@@ -14,10 +14,12 @@ interval, n, and p against the best. With --parent_dir, results.md and results.c
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.arguments import Parser
 from engine.report import find_folders, read_rows
@@ -83,8 +85,19 @@ def show_difference(args: argparse.Namespace, folders: Sequence[Path]) -> int:
     from engine.compare import compare, compare_text
 
     found = compare(folders)
-    print(printable(to_json(found)) if args.json else compare_text(found), end="")
+    if args.json:
+        print_json(found)
+    else:
+        print(compare_text(found), end="")
     return 0
+
+
+def print_json(value: Any) -> None:
+    try:
+        text = to_json(value)
+    except ValueError:  # 1e999 in a damaged file is read as infinity, which JSON has not
+        text = to_json(json.loads(json.dumps(value), parse_constant=str))
+    print(printable(text), end="")
 
 
 def view(args: argparse.Namespace, folders: Sequence[Path]) -> Summary:
@@ -92,7 +105,8 @@ def view(args: argparse.Namespace, folders: Sequence[Path]) -> Summary:
     rows, problems = read_rows(folders, args.parent_dir, keep_history=args.equal_epochs)
     rows, remark = select(rows, args.where), ""
     if args.equal_epochs:
-        num, rows = at_equal_epochs(rows)
+        num, rows, odd = at_equal_epochs(rows)
+        problems |= odd
         remark = f"All runs as they were after {num} epochs, the most that all of them have."
     summary = summarise(rows, {} if args.where else problems, args.sort, all_count=args.equal_epochs)
     summary.remark = remark
@@ -118,7 +132,7 @@ def main(argv: list[str]) -> int:
     top = MAX_ROWS if args.top is None else args.top
     written = write_summary(args.parent_dir, summary) if args.parent_dir and not is_view else []
     if args.json:
-        print(printable(to_json(to_object(summary, args.top) | {"files": [str(path) for path in written]})), end="")
+        print_json(to_object(summary, args.top) | {"files": [str(path) for path in written]})
     elif args.format == "csv":
         print(printable(to_csv(shown, summary.cells[: args.top or None])), end="")
     else:

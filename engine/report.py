@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import sys
@@ -22,7 +21,7 @@ __all__ = ["Row", "count_looks", "differing", "find_folders", "grouped", "label"
 
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
-MAX_BYTES = 64 << 20
+MAX_BYTES, LARGEST = 64 << 20, 1e300  # of a file; of a metric
 MANY, CHUNK, MAX_PROCESSES = 2000, 250, 8  # from so many folders on, several processes read
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in the place of a file does not hold us up
 
@@ -102,7 +101,7 @@ def read_optional(path: str) -> dict[str, Any]:
 def numbers(values: dict[str, Any], path: str) -> dict[str, Any]:
     """`values` when it is a flat table name -> finite number or null. UserError otherwise."""
     for value in values.values():
-        is_number = isinstance(value, int | float) and abs(value) < math.inf
+        is_number = isinstance(value, int | float) and abs(value) < LARGEST
         if not (value is None or is_number):
             raise UserError(f"{path}: a flat table of finite numbers is expected")
     return values
@@ -204,8 +203,11 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     params = flatten({key: value for key, value in resolved.items() if key not in NOT_COMPARED})
     if meta.get("data_dir"):
         params["data"] = os.path.basename(meta["data_dir"].rstrip("/"))
-    history = read_value(f"{path}/{HISTORY_JSON}", list, [])
-    if not all(isinstance(line, dict) and "epoch" in line for line in history):
+    history = read_value(f"{path}/{HISTORY_JSON}", list)
+    if history is None:
+        raise UserError(f"{path}/{HISTORY_JSON}: no such file")
+    seconds = float(sum(line.get("seconds") or 0 for line in history))
+    if not seconds < LARGEST or not all(isinstance(line, dict) and "epoch" in line for line in history):
         raise UserError(f"{path}/{HISTORY_JSON} is damaged: train.py writes it again")
     last = read_value(f"{path}/{METRICS_LAST}", dict) or {
         key.removeprefix("val_"): value for key, value in (history[-1] if history else {}).items() if key[:4] == "val_"
@@ -222,7 +224,7 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
         minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
         last=numbers(last, f"{path}/{METRICS_LAST}"),
         num_epochs=len(history),
-        seconds=float(sum(line.get("seconds") or 0 for line in history)),
+        seconds=seconds,
         num_parameters=int(meta["num_parameters"]) if meta.get("num_parameters") else None,
     ), remark
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.figures import shorten
-from engine.report import REPLICATES, Row, differing, natural, show
+from engine.report import REPLICATES, Row, differing, natural, numbers, show
 from engine.schedule import best_row
 from utils import UserError, nearest
 
@@ -170,11 +170,20 @@ def choose_columns(columns: Sequence[str], wanted: str) -> list[str]:
     return list(dict.fromkeys(find_column(name, columns, "--columns") for name in names))
 
 
-def at_equal_epochs(rows: Sequence[Row]) -> tuple[int, list[Row]]:
-    """(the smallest number of epochs that all have, the rows as they were then). Their history is needed."""
+def at_equal_epochs(rows: Sequence[Row]) -> tuple[int, list[Row], dict[str, str]]:
+    """(the smallest number of epochs that all have, the rows as they were then, what is the matter with others).
+
+    Their history is needed.
+    """
     rows = [row for row in rows if row.history]
     num = min((len(row.history) for row in rows), default=0)
-    return num, [_at(row, num) for row in rows]
+    found, problems = [], {}
+    for row in rows:
+        try:
+            found.append(_at(row, num))
+        except (UserError, KeyError, TypeError) as error:
+            problems[row.name] = f"malformed: {type(error).__name__} in its history: {error}"
+    return num, found, problems
 
 
 def _at(row: Row, num: int) -> Row:
@@ -187,7 +196,7 @@ def _at(row: Row, num: int) -> Row:
 
 def _validation(line: dict[str, Any]) -> dict[str, Any]:
     values = {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
-    return {"epoch": line["epoch"]} | values
+    return numbers({"epoch": line["epoch"]} | values, "history")
 
 
 # --- one line per group of replicates -------------------------------------------------------------------
