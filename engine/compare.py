@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def _siblings(folder: Path, row: Row, metric: str) -> dict[str, tuple[str, float
 
 def compare_text(found: dict[str, Any]) -> str:
     """What differs, as Markdown: a column for each folder."""
-    columns = ["", *found["folders"]]
+    folders = [Path(name).absolute() for name in found["folders"]]
+    common = os.path.commonpath([folder.parent for folder in folders])
+    short = dict(zip(found["folders"], (os.path.relpath(folder, common) for folder in folders), strict=True))
+    columns = ["", *short.values()]
     parts = []
     for title in ("params", "metrics"):
         lines = [dict(zip(columns, [key, *values], strict=True)) for key, values in found[title].items()]
@@ -99,10 +103,10 @@ def compare_text(found: dict[str, Any]) -> str:
         if isinstance(names, str):
             parts.append(f"Code: {names}.")
         elif not names:
-            parts.append(f"Code: the same in {found['folders'][0]} and {folder}.")
+            parts.append(f"Code: the same in {short[found['folders'][0]]} and {short[folder]}.")
         else:
             more = f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else ""
-            parts.append(f"Code that differs in {folder}: {', '.join(names[:MAX_FILES])}{more}")
+            parts.append(f"Code that differs in {short[folder]}: {', '.join(names[:MAX_FILES])}{more}")
     return printable("\n\n".join([*parts, found["noise"]]) + "\n")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from engine.lock import is_alive
 from engine.tree import find_folders, natural
 from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
-from params_json import read_object
+from params import read_object
 from utils import UserError
 
 __all__ = ["Row", "count_looks", "differing", "find_folders", "grouped", "label", "natural", "read_rows", "show"]
@@ -294,9 +294,12 @@ def differing(rows: Sequence[Row]) -> list[str]:
     return [key for key in keys if any(row.params.get(key) != first.get(key) for row in rows)]
 
 
-def grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each."""
-    keys = [key for key in differing(rows) if key not in REPLICATES]
+def grouped(rows: Sequence[Row], keys: Sequence[str] | None = None) -> list[list[Row]]:
+    """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each.
+
+    `keys`: differing(rows), where that is known already.
+    """
+    keys = [key for key in (differing(rows) if keys is None else keys) if key not in REPLICATES]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(json.dumps([row.params.get(key) for key in keys]), []).append(row)

@@ -19,20 +19,23 @@ from functools import lru_cache
 
 LEVEL = 0.05
 GATE = 0.01  # below it, seeds share noise, or groups scatter differently
-REACH = 1.0  # standard errors behind the second within which a configuration counts as a contender (simulated)
+REACH = 1.25  # standard errors behind the second within which a configuration counts as a contender (simulated)
 
 Group = Mapping[str, float]  # which seed and fold -> value
 
 
-def interval(values: Sequence[float], level: float = 1 - LEVEL) -> tuple[float, float | None]:
-    """(mean, half width of its confidence interval by Student's t); None for the width of a single value."""
+def interval(values: Sequence[float], step: float = 0.0) -> tuple[float, float | None]:
+    """(mean, half width of its 95 % interval by Student's t); None for the width of a single value.
+
+    `step`: see resolution().
+    """
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
     from scipy.special import stdtrit
 
-    quantile = float(stdtrit(len(values) - 1, (1 + level) / 2))
-    return mean, quantile * math.sqrt(variance(values) / len(values))
+    quantile = float(stdtrit(len(values) - 1, 1 - LEVEL / 2))
+    return mean, quantile * math.sqrt(max(variance(values), step**2 / 12) / len(values))
 
 
 def variance(values: Collection[float]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.report import REPLICATES, Row, differing, find_folders, grouped, label, read_rows, show
-from engine.statistics import LEVEL, Verdict, judge
+from engine.statistics import LEVEL, Verdict, interval, judge, resolution
 from engine.tables import (
     MAX_COLUMNS,
     MAX_ROWS,
@@ -52,22 +52,25 @@ def summarise(
     rows: Sequence[Row], problems: dict[str, str], sort: str | None = None, all_count: bool = False
 ) -> Summary:
     """Tables of `rows`. Means and tests are over the runs that are done; `all_count`: over all of them."""
-    columns, cells = make_table(rows, sort)
+    keys = differing(rows)
+    columns, cells = make_table(rows, sort, keys)
     summary = Summary(columns, cells, problems)
-    groups = grouped(rows)
+    groups = grouped(rows, keys)
     if len(groups) < 2 and len(rows) < 2:
         return summary
     metric = judged_metric(rows, columns, sort)
     if metric is None:
         return summary
     found = [_replicates(group, metric, all_count) for group in groups]
-    keys = [key for key in differing(rows) if key not in REPLICATES]
+    has_folds = "fold" in keys  # folds share their images, so they are always compared in pairs
+    keys = [key for key in keys if key not in REPLICATES]
     names = [_describe(group, keys) for group in groups]
     values = [{key: float(row.best[metric]) for key, row in runs.items()} for runs in found]
     present = [i for i, group in enumerate(values) if group]
-    verdict = _judge([values[i] for i in present], rows, metric) if present else None
+    sign = -1 if is_less_better(rows, metric) else 1
+    verdict = _judge([values[i] for i in present], sign, has_folds) if present else None
     if len(groups) < len(rows):
-        lines = make_group_lines(groups, [list(runs.values()) for runs in found], metric)
+        lines = make_group_lines(groups, [list(runs.values()) for runs in found], metric, keys)
         for i, p in zip(present, verdict.p_holm if verdict else (), strict=False):
             lines[i]["p"] = p
         summary.group_columns = list(lines[0])
@@ -104,34 +107,28 @@ def _replicates(group: Sequence[Row], metric: str, all_count: bool) -> dict[str,
     return {" ".join(show(row.params.get(key)) for key in REPLICATES): row for row in runs}
 
 
-def _judge(values: Sequence[dict[str, float]], rows: Sequence[Row], metric: str) -> Verdict:
-    sign = -1 if is_less_better(rows, metric) else 1
-    has_folds = "fold" in differing(rows)  # folds share their images, so they are always compared one by one
+def _judge(values: Sequence[dict[str, float]], sign: int, has_folds: bool) -> Verdict:
     return judge([{key: sign * value for key, value in group.items()} for group in values], has_folds or None)
 
 
 def sentence(verdict: Verdict, names: Sequence[str], values: Sequence[dict[str, float]], metric: str) -> str:
     """What may be said, in one line."""
-    from engine.statistics import interval
-
-    middle, width = interval(list(values[verdict.best].values()))
-    num = len(values[verdict.best])
-    best = f"{names[verdict.best]}, mean {metric} {middle:.4f}" if num > 1 else f"{names[verdict.best]}, {middle:.4f}"
+    group, num = values[verdict.best], len(values[verdict.best])
+    middle, width = interval(list(group.values()), resolution([v for one in values for v in one.values()]))
+    best = f"{names[verdict.best]}, " + (f"mean {metric} {middle:.4f}" if num > 1 else f"{metric} {middle:.4f}")
     best += f" ± {width:.4f}, n = {num}" if width is not None else ""
     if all(len(group) == 1 for group in values):
-        return f"Highest: {best}; one run each: no claim." if names else ""
+        return f"Best: {best}; one run each: no claim."
     unjudged = listed([names[i] for i in verdict.unjudged])
     aside = f" Not judged, one run each: {unjudged}." if unjudged else ""
     if verdict.p is None:
-        reason = "one run, so no claim" if num == 1 else "nothing to compare with: the others have one run each"
-        return f"No winner. Best mean: {best}: {reason}.{aside if num > 1 else ''}"
-    how = "paired by seed or fold" if verdict.is_paired else "unpaired"
+        reason = "one run, so no claim" if num == 1 else "the others have one run each, so no claim"
+        return f"No winner. Best: {best}; {reason}.{aside if num > 1 else ''}"
+    how = f"p = {show_p(verdict.p)}, {'paired by seed or fold' if verdict.is_paired else 'unpaired'}"
     if verdict.is_winner:
-        claim = f"better than every other at {LEVEL:.0%} (p = {show_p(verdict.p)}, {how})"
-        return f"Best: {best}; {claim}.{aside}"
+        return f"Best: {best}; better than every other at {LEVEL:.0%} ({how}).{aside}"
     near = listed([names[i] for i in verdict.contenders])
-    could = f"{near} could as well be best" if near else "its lead is within noise"
-    return f"No winner: within noise. Best mean: {best}; {could} (p = {show_p(verdict.p)}, {how}).{aside}"
+    return f"No winner: within noise ({how}). Best mean: {best}. Could as well be best: {near}.{aside}"
 
 
 def show_p(p: float) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.figures import shorten
-from engine.report import REPLICATES, Row, differing, natural, numbers, show
+from engine.report import Row, differing, natural, numbers, show
 from engine.schedule import best_row
 from utils import UserError, nearest
 
@@ -32,16 +32,20 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
 # --- one line per run -----------------------------------------------------------------------------------
 
 
-def make_table(rows: Sequence[Row], sort: str | None = None) -> tuple[list[str], list[Cells]]:
-    """(columns, one dictionary per row), best first. `sort`: a metric (validation) or any column."""
-    cells = make_lines(rows)
+def make_table(
+    rows: Sequence[Row], sort: str | None = None, keys: Sequence[str] | None = None
+) -> tuple[list[str], list[Cells]]:
+    """(columns, one dictionary per row), best first. `sort`: a metric (validation) or any column.
+
+    `keys`: differing(rows), where that is known already.
+    """
+    cells = make_lines(rows, differing(rows) if keys is None else keys)
     columns = list(cells[0]) if cells else []
     return columns, sort_cells(cells, columns, rows, sort) if cells else []
 
 
-def make_lines(rows: Sequence[Row]) -> list[Cells]:
+def make_lines(rows: Sequence[Row], keys: Sequence[str]) -> list[Cells]:
     """One dictionary per row, all with the same columns, in the order of the rows."""
-    keys = differing(rows)
     val = metric_columns(row.best for row in rows)
     compared = compared_metric(rows)
     tested = [row for row in rows if row.test]
@@ -129,7 +133,7 @@ def select(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
     if not rows or not conditions:
         return list(rows)
     tests = [parse_condition(condition) for condition in conditions]
-    lines = [row.params | line for row, line in zip(rows, make_lines(rows), strict=True)]
+    lines = [row.params | line for row, line in zip(rows, make_lines(rows, []), strict=True)]
     known = list(dict.fromkeys(key for line in lines for key in line))
     named = [(find_column(name, known, "--where"), operator, value) for name, operator, value in tests]
     return [row for row, line in zip(rows, lines, strict=True) if all(_holds(line.get(n), o, v) for n, o, v in named)]
@@ -210,18 +214,20 @@ def group_name(group: Sequence[Row]) -> str:
     return re.sub(r"(_*(seed|fold))?[_\-./]*$", "", common) + "…"
 
 
-def make_group_lines(groups: Sequence[Sequence[Row]], counted: Sequence[Sequence[Row]], metric: str) -> list[Cells]:
+def make_group_lines(
+    groups: Sequence[Sequence[Row]], counted: Sequence[Sequence[Row]], metric: str, keys: Sequence[str]
+) -> list[Cells]:
     """One dictionary per group: means over `counted`, the runs of each that count; n is their number."""
-    from engine.statistics import interval
+    from engine.statistics import interval, resolution
 
     rows = [row for group in groups for row in group]
-    keys = [key for key in differing(rows) if key not in REPLICATES]
     val = metric_columns(row.best for row in rows)
     is_tested, is_sized = any(row.test for row in rows), any(row.num_parameters for row in rows)
+    step = resolution([row.best[metric] for runs in counted for row in runs if row.best.get(metric) is not None])
     cells = []
     for group, runs in zip(groups, counted, strict=True):
         values = [row.best[metric] for row in runs if row.best.get(metric) is not None]
-        middle, width = interval(values) if values else (None, None)
+        middle, width = interval(values, step) if values else (None, None)
         line: Cells = {"folder": group_name(group)} | {key: group[0].params.get(key) for key in keys}
         line |= {"n": len(values), f"val_{metric}": middle, "interval": width, "p": None}
         line |= {f"last_{metric}": mean(row.last.get(metric) for row in runs)}
@@ -254,7 +260,7 @@ def text_of(column: str, value: Any) -> str:
         if column == "interval":
             return f"± {value:.4f}"
         if column in ("p", "seconds", "epochs"):
-            return f"{value:.3f}" if column == "p" else f"{value:.1f}".removesuffix(".0")
+            return f"{value:.3f}" if column == "p" else f"{value:.1f}" if column == "seconds" else f"{value:g}"
         if split_column(column)[0]:
             return f"{value:.4f}"
     return f"{value:,}" if column == "num_parameters" else shorten(show(value), 100 if column == "folder" else 60)

@@ -67,8 +67,9 @@ def test_within_noise_there_is_no_winner(search):
         name = f"learning_rate_0.2__seed_{seed}"
         make_folder(search / name, 0.9003 + noise, learning_rate=0.2, seed=seed)
     said = as_json("--parent_dir", search)
-    assert said["verdict"].startswith("No winner: within noise. Best mean: learning_rate 0.2")
-    assert "; learning_rate 0.1 could as well be best" in said["verdict"] and "0.01" not in said["verdict"]
+    assert "Best mean: learning_rate 0.2, mean accuracy 0.9003 ±" in said["verdict"]
+    assert said["verdict"].startswith("No winner: within noise (p = ")
+    assert said["verdict"].endswith("Could as well be best: learning_rate 0.1.")
 
 
 def test_less_is_better_for_a_loss(search):
