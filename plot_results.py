@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.arguments import Parser
-from engine.report import Row, differing, find_folders, label, make_table, read_rows
+from engine.report import Row, differing, find_folders, label, read_rows
+from engine.tables import make_table
 from utils import UserError, run_script, to_json
 
 FIGURE = "history_plots.png"

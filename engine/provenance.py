@@ -109,6 +109,12 @@ def _differ(old: Path, new: Path) -> bool:
         return True
 
 
+def code_differences(one: Path, two: Path) -> list[str]:
+    """Files whose syntax trees differ between two frozen copies, or that only one of them has."""
+    names = {path.relative_to(root) for root in (one, two) for path in root.rglob("*.py")}
+    return sorted(str(name) for name in names if _differ(one / name, two / name))
+
+
 def run_frozen(folder: Folder, argv: list[str]) -> None:
     """Replace this process by the frozen copy of train.py, with the same arguments. Does not return."""
     script = folder.path / CODE / "train.py"

@@ -1,43 +1,29 @@
-"""Experiment folders -> rows -> tables. Reads only; needs no torch. The figures are in engine/figures.py."""
+"""Experiment folders -> rows. Reads only; needs no torch. From rows to tables: engine/tables.py."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import re
 import socket
-from collections import Counter
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.figures import shorten
-from engine.folder import Folder
 from engine.lock import is_alive
-from include import (
-    ATTEMPTS,
-    CHECKPOINTS,
-    META,
-    METRICS_BEST,
-    METRICS_TEST,
-    PARAMS,
-    RECORD,
-    RESOLVED,
-    STATUS,
-    TENSORBOARD,
-    TEST_LOOKS,
-    WEIGHTS,
-)
-from utils import UserError, nearest
+from engine.tree import find_folders, natural
+from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
+from params import read_object
+from utils import UserError
 
-Cells = dict[str, Any]  # column -> value
-OF_THE_KIT = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS}
-NOT_COMPARED = {"data_dir", "hyper_search", "search"}
-TIMES = {"seconds"}
+__all__ = ["Row", "count_looks", "differing", "find_folders", "grouped", "label", "natural", "read_rows", "show"]
+
+NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
+MAX_BYTES, LARGEST = 64 << 20, 1e300  # of a file; of a metric
+MANY, CHUNK, MAX_PROCESSES = 2000, 250, 8  # from so many folders on, several processes read
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in the place of a file does not hold us up
 
 
 @dataclass(frozen=True)
@@ -49,126 +35,238 @@ class Row:
     best: dict[str, Any]  # epoch, loss and metrics of the best weights on the validation split
     test: dict[str, Any]  # the same on the test split, {} when nobody looked
     num_looks: int
-    history: list[dict[str, Any]]
+    history: list[dict[str, Any]]  # [] when read_rows was told not to keep it
     status: str
     minimized: frozenset[str]  # metrics of which less is better
+    last: dict[str, Any] = field(default_factory=dict)  # as `best`, of the last weights
+    num_epochs: int = 0  # so many were trained
+    seconds: float = 0.0
+    num_parameters: int | None = None  # of the net
 
     @property
     def best_metric(self) -> str:
         return str(self.params.get("best_metric", "accuracy")).rpartition(":")[2]
 
-    @property
-    def seconds(self) -> float:
-        return sum(row.get("seconds") or 0 for row in self.history)
+
+# --- files ----------------------------------------------------------------------------------------------
 
 
-# --- folders -> rows ------------------------------------------------------------------------------------
+def read_bytes(path: str) -> bytes | None:
+    """The content of a file, None when there is none. UserError when it cannot be read."""
+    try:
+        descriptor = os.open(path, FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        parts = [os.read(descriptor, 1 << 16)]
+        while len(parts[-1]) == 1 << 16 and len(parts) << 16 <= MAX_BYTES:
+            parts.append(os.read(descriptor, 1 << 16))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(parts) << 16 > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES >> 20} MiB")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def natural(text: str) -> list[Any]:
-    """A sorting key: "run_2" before "run_10"."""
-    return [(0, float(part), "") if part[:1].isdigit() else (1, 0.0, part) for part in re.split(r"(\d+)", text) if part]
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
 
 
-def find_folders(parent: Path) -> list[Path]:
-    """The experiment folders in the tree under `parent`, without those that only hold others (a search)."""
-    if not parent.is_dir():
-        raise UserError(f"{parent}: no such folder")
-    found = []
-    for current, names, files in os.walk(parent):
-        path = Path(current)
-        is_experiment = PARAMS in files or (path / STATUS).is_file() or (path / RESOLVED).is_file()
-        if is_experiment:
-            found.append(path)
-        skip = OF_THE_KIT if is_experiment else set()
-        names[:] = [name for name in names if name not in skip and not name.startswith((".", "__"))]
-    holders = {above for path in found for above in path.parents}
-    found = [path for path in found if path not in holders or (path / RESOLVED).exists()]
-    return sorted(found, key=lambda path: natural(str(path)))
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def read_rows(folders: Iterable[Path], parent: Path | None = None) -> tuple[list[Row], dict[str, str]]:
-    """(rows of the folders that have results, name -> what is the matter with one not done). Never fatal."""
-    rows: list[Row] = []
-    problems: dict[str, str] = {}
-    for path in folders:
-        name = str(path.relative_to(parent)) if parent and path != parent else str(path)
-        try:
-            remark = state_remark(path)
-            if (path / METRICS_BEST).exists():
-                rows.append(read_row(path, name))
-            elif not remark:
-                remark = f"malformed: done, but there is no {METRICS_BEST}"
-        except UserError as error:
-            remark = f"malformed: {error}"
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            remark = f"malformed: {type(error).__name__}: {error}"
-        if remark:
-            problems[name] = remark
-    return rows, problems
+def read_value(path: str, kind: type, default: Any = None) -> Any:
+    """The JSON value in a file, `default` when there is none. UserError when it is damaged or not of `kind`."""
+    data = read_bytes(path)
+    if data is None:
+        return default
+    try:
+        value = _DECODER.decode(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path} is damaged ({'a list' if kind is list else 'an object'} is expected)")
+    return value
 
 
-def read_row(path: Path, name: str) -> Row:
-    """The row of one folder. UserError, or whatever a file of another shape causes."""
-    folder = Folder(path)
-    resolved, meta = folder.record(RESOLVED), folder.record(META)
-    if not resolved:
-        raise UserError(f"{path / RESOLVED}: no such file")
-    params = flatten({key: value for key, value in resolved.items() if key != "pinned" and key not in NOT_COMPARED})
-    if meta.get("data_dir"):
-        params["data"] = Path(meta["data_dir"]).name
-    looks = path / TEST_LOOKS
-    return Row(
-        name=name,
-        params=params,
-        best=numbers(folder.read(METRICS_BEST), path / METRICS_BEST),
-        test=numbers(folder.read(METRICS_TEST, {}), path / METRICS_TEST),
-        num_looks=count_looks(looks),
-        history=[dict(row) for row in folder.history()],
-        status=status_of(path),
-        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
-    )
+def read_optional(path: str) -> dict[str, Any]:
+    """The JSON object in a file that is often not there, which os.access says five times faster than open fails."""
+    return read_value(path, dict, {}) if os.access(path, os.F_OK) else {}
 
 
-def count_looks(path: Path) -> int:
-    """Lines of record/test_looks.jsonl."""
-    if not path.exists():
-        return 0
-    return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-
-
-def numbers(values: Any, path: Path) -> dict[str, Any]:
-    """`values` when it is a flat table name -> number or null. UserError otherwise."""
-    good = isinstance(values, dict) and all(
-        value is None or isinstance(value, int | float) for value in values.values()
-    )
-    if not good:
-        raise UserError(f"{path}: a flat table of numbers is expected")
+def numbers(values: dict[str, Any], path: str) -> dict[str, Any]:
+    """`values` when it is a flat table name -> finite number or null. UserError otherwise."""
+    for value in values.values():
+        is_number = isinstance(value, int | float) and abs(value) < LARGEST
+        if not (value is None or is_number):
+            raise UserError(f"{path}: a flat table of finite numbers is expected")
     return values
+
+
+def count_looks(path: Path | str) -> int:
+    """Lines of record/test_looks.jsonl."""
+    data = read_bytes(str(path)) if os.access(path, os.F_OK) else None
+    return sum(bool(line.strip()) for line in data.splitlines()) if data else 0
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[sys.intern(prefix + key)] = value
     return flat
 
 
-def status_of(path: Path) -> str:
-    """created, running, killed (it says running, but its process is gone), interrupted, failed or done. UserError."""
-    status = Folder(path).status()
-    state = str(status["state"])
-    if state == "unknown":
-        raise UserError(status["message"])
+# --- folders -> rows ------------------------------------------------------------------------------------
+
+
+def read_rows(
+    folders: Iterable[Path], parent: Path | None = None, keep_history: bool = True
+) -> tuple[list[Row], dict[str, str]]:
+    """(rows of the folders that have results, name -> what is the matter with one not done). Never fatal."""
+    paths = [str(folder) for folder in folders]
+    prefix = f"{parent}/" if parent else None
+    named = [(path, path[len(prefix) :] if prefix and path.startswith(prefix) else path) for path in paths]
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    for some_rows, some_problems in _read_all(named, keep_history):
+        rows += some_rows
+        problems |= some_problems
+    return rows, problems
+
+
+def _read_all(named: list[tuple[str, str]], keep_history: bool) -> Iterable[tuple[list[Row], dict[str, str]]]:
+    """Chunks of rows and problems, in order; forked processes help with many folders."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if len(named) <= MANY or keep_history or cores < 2 or "torch" in sys.modules:
+        yield _read_some(named, keep_history)
+        return
+    import gc
+    import multiprocessing
+
+    chunks = [(named[i : i + CHUNK], keep_history) for i in range(0, len(named), CHUNK)]
+    was_collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of objects that stay: looking for cycles among them took a third
+    try:
+        with multiprocessing.get_context("fork").Pool(min(cores, MAX_PROCESSES)) as pool:
+            yield from pool.imap(_read_chunk, chunks)
+    finally:
+        if was_collecting:
+            gc.enable()
+
+
+def _read_chunk(chunk: tuple[list[tuple[str, str]], bool]) -> tuple[list[Row], dict[str, str]]:
+    return _read_some(*chunk)
+
+
+def _read_some(named: list[tuple[str, str]], keep_history: bool) -> tuple[list[Row], dict[str, str]]:
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    for path, name in named:
+        try:
+            row, remark = read_row(path, name, keep_history)
+        except UserError as error:
+            row, remark = None, f"malformed: {error}"
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
+            row, remark = None, f"malformed: {type(error).__name__}: {error}"
+        if row:
+            rows.append(row)
+        if remark:
+            problems[name] = remark
+    return rows, problems
+
+
+def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | None, str]:
+    """(what a folder says, None without results; what keeps it from being done, "" when it is).
+
+    UserError, or whatever a file of another shape causes, when it is malformed.
+    """
+    status = read_value(f"{path}/{STATUS}", dict, {})
+    best = read_value(f"{path}/{METRICS_BEST}", dict)
+    given = read_bytes(f"{path}/{PARAMS}")
+    if not status and best is None and given is None:
+        _check_folder(path)
+    _check_given(path, given)
+    remark = state_remark(status)
+    if best is None:
+        return None, remark or f"malformed: done, but there is no {METRICS_BEST}"
+    resolved, meta = read_value(f"{path}/{RESOLVED}", dict), read_value(f"{path}/{META}", dict, {})
+    if not resolved:
+        raise UserError(f"{path}/{RESOLVED}: no such file")
+    params = flatten({key: value for key, value in resolved.items() if key not in NOT_COMPARED})
+    if meta.get("data_dir"):
+        params["data"] = os.path.basename(meta["data_dir"].rstrip("/"))
+    history = read_value(f"{path}/{HISTORY_JSON}", list)
+    if history is None:
+        raise UserError(f"{path}/{HISTORY_JSON}: no such file")
+    seconds = float(sum(line.get("seconds") or 0 for line in history))
+    if not seconds < LARGEST or not all(isinstance(line, dict) and "epoch" in line for line in history):
+        raise UserError(f"{path}/{HISTORY_JSON} is damaged: train.py writes it again")
+    last = read_value(f"{path}/{METRICS_LAST}", dict) or {
+        key.removeprefix("val_"): value for key, value in (history[-1] if history else {}).items() if key[:4] == "val_"
+    }
+    test = read_optional(f"{path}/{METRICS_TEST}")
+    return Row(
+        name=name,
+        params=params,
+        best=numbers(best, f"{path}/{METRICS_BEST}"),
+        test=numbers(test, f"{path}/{METRICS_TEST}"),
+        num_looks=count_looks(f"{path}/{TEST_LOOKS}"),
+        history=history if keep_history else [],
+        status=status_of(status),
+        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
+        last=numbers(last, f"{path}/{METRICS_LAST}"),
+        num_epochs=len(history),
+        seconds=seconds,
+        num_parameters=int(meta["num_parameters"]) if meta.get("num_parameters") else None,
+    ), remark
+
+
+def _check_folder(path: str) -> None:
+    """UserError for a place that is no folder, cannot be read or holds nothing."""
+    try:
+        if not os.listdir(path):
+            raise UserError(f"{path}: an empty folder")
+    except FileNotFoundError:
+        target = f"a link to {os.readlink(path)}, which is gone" if os.path.islink(path) else "no such folder"
+        raise UserError(f"{path}: {target}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _check_given(path: str, given: bytes | None) -> None:
+    """UserError when params.json is there and cannot be read."""
+    if given is None:
+        return
+    try:
+        values = _DECODER.decode(given.decode())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        read_object(Path(path) / PARAMS)  # comments and trailing commas are forgiven
+
+
+def status_of(status: dict[str, Any]) -> str:
+    """created, running, killed (it says running, but its process is gone), interrupted, pruned, failed or done."""
+    state = status.get("state", "created")
+    kinds = ((state, str), (status.get("epoch", 0), int), (status.get("step", 0), int))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        raise UserError(f"{STATUS} is damaged (state, epoch, step)")
     if state != "running" or status.get("host") != socket.gethostname():
         return state
     return state if is_alive(int(status["pid"])) else "killed"
 
 
-def state_remark(path: Path) -> str:
+def state_remark(status: dict[str, Any]) -> str:
     """What keeps a folder from being done, "" when it is."""
-    state, status = status_of(path), Folder(path).status()
+    state = status_of(status)
     where = f"epoch {status.get('epoch', 0)}, step {status.get('step', 0)}"
     message = " ".join(str(status.get("message", "")).split())
     match state:
@@ -182,21 +280,29 @@ def state_remark(path: Path) -> str:
             return f"{state} at {where}" + (f": {message}" if message else "")
 
 
-# --- rows -> table --------------------------------------------------------------------------------------
+# --- rows beside each other -----------------------------------------------------------------------------
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
     """The parameters that are not the same in all rows."""
-    keys = dict.fromkeys(key for row in rows for key in row.params)
-    return [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for row in rows}) > 1]
+    if not rows:
+        return []
+    if len({tuple(row.params) for row in rows}) == 1:  # the same names in the same order: column by column
+        columns = zip(*(row.params.values() for row in rows), strict=True)
+        return [key for key, column in zip(rows[0].params, columns, strict=True) if column.count(column[0]) < len(rows)]
+    keys, first = dict.fromkeys(key for row in rows for key in row.params), rows[0].params
+    return [key for key in keys if any(row.params.get(key) != first.get(key) for row in rows)]
 
 
-def grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each."""
+def grouped(rows: Sequence[Row], keys: Sequence[str] | None = None) -> list[list[Row]]:
+    """Rows whose parameters differ in seed or fold alone, together, in the order of the first of each.
+
+    `keys`: differing(rows), where that is known already.
+    """
+    keys = [key for key in (differing(rows) if keys is None else keys) if key not in REPLICATES]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        rest = {key: value for key, value in row.params.items() if key not in REPLICATES}
-        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps([row.params.get(key) for key in keys]), []).append(row)
     return list(groups.values())
 
 
@@ -206,97 +312,8 @@ def label(row: Row, keys: Sequence[str]) -> str:
     return text if text and len(text) <= 90 else row.name
 
 
-def make_table(rows: Sequence[Row], sort: str | None = None) -> tuple[list[str], list[Cells]]:
-    """(columns, one dictionary per row), best first. `sort`: a metric (validation) or any column."""
-    keys = differing(rows)
-    val = metric_columns(row.best for row in rows)
-    tested = [row for row in rows if row.test]
-    shown_tests = list(dict.fromkeys(row.best_metric for row in tested))
-    cells = []
-    for row in rows:
-        line: Cells = {"folder": row.name} | {key: row.params.get(key) for key in keys}
-        line |= {"best_epoch": row.best.get("epoch"), "epochs": len(row.history)}
-        line |= {f"val_{name}": row.best.get(name) for name in val}
-        line |= {f"test_{name}": row.test.get(name) for name in shown_tests}
-        line |= {"test_looks": row.num_looks} if tested else {}
-        line |= {"seconds": round(row.seconds, 1), "status": row.status}
-        cells.append(line)
-    columns = list(cells[0]) if cells else []
-    return columns, sort_cells(cells, columns, rows, sort) if cells else []
-
-
-def metric_columns(tables: Iterable[dict[str, Any]]) -> list[str]:
-    names = dict.fromkeys(name for table in tables for name in table if name != "epoch")
-    return sorted(names, key=lambda name: name != "loss")
-
-
-def sort_cells(cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None) -> list[Cells]:
-    column = sort_column(columns, rows, sort)
-    split, _, metric = column.partition("_")
-    is_metric = split in ("val", "test") and column != "test_looks"
-    minimized = any(metric in row.minimized for row in rows)
-    sign = -1 if is_metric and not minimized else 1
-
-    def key(line: Cells) -> tuple:
-        value = line[column]
-        is_number = isinstance(value, int | float)
-        return (
-            value is None,
-            not is_number,
-            sign * value if is_number else natural(show(value)),
-            natural(line["folder"]),
-        )
-
-    return sorted(cells, key=key)
-
-
-def sort_column(columns: Sequence[str], rows: Sequence[Row], sort: str | None) -> str:
-    """The column that `sort` means; by default the metric that most of the runs were to be best in."""
-    if sort is None:
-        sort = Counter(row.best_metric for row in rows).most_common(1)[0][0]
-        if f"val_{sort}" not in columns:
-            return "folder"
-    for name in (f"val_{sort}", sort):
-        if name in columns:
-            return name
-    raise UserError(f"--sort: there is no column {sort!r}; {nearest(sort, columns)}")
-
-
 def show(value: Any) -> str:
     """A parameter as people write it."""
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def to_markdown(columns: Sequence[str], cells: Sequence[Cells]) -> str:
-    """A Markdown table; metrics with four decimals."""
-    from tabulate import tabulate
-
-    def text(column: str, value: Any) -> str:
-        if isinstance(value, float) and column.startswith(("val_", "test_")):
-            return f"{value:.4f}"
-        return shorten(show(value), 60).replace("|", "\\|") if value not in (None, "") else ""
-
-    table = [[text(column, line.get(column)) for column in columns] for line in cells]
-    is_number = [all(isinstance(line.get(c), int | float | None) for line in cells) for c in columns]
-    align = ["right" if number else "left" for number in is_number]
-    return tabulate(table, columns, tablefmt="github", disable_numparse=True, colalign=align if table else None)
-
-
-def to_csv(columns: Sequence[str], cells: Sequence[Cells]) -> str:
-    """The table as CSV, every digit of every number. No times in it: the same runs give the same bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [column for column in columns if column not in TIMES]
-    writer.writerow(columns)
-    for line in cells:
-        values = [line.get(column) for column in columns]
-        writer.writerow([value if isinstance(value, int | float | str) else show(value) for value in values])
-    return text.getvalue()
-
-
-def describe_problems(problems: dict[str, str]) -> str:
-    """The folders that are not done, as a Markdown list."""
-    lines = [f"- `{name}`: {shorten(remark, 300)}" for name, remark in problems.items()]
-    return "\n".join(["Not done:", "", *lines]) if lines else ""

@@ -137,7 +137,7 @@ class Session:
         write_json(self.folder.path / RESOLVED, resolved)
         write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir.resolve()), data=pinned["data"],
                    seed=self.params.seed, device=pinned["machine"], restore_file=plan.restore_name,
-                   minimize=self.run.minimized,
+                   minimize=self.run.minimized, num_parameters=self._num_parameters(),
                    from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
         self.folder.write_augmentation(loader.augmentation)
         if loader.fold:
@@ -148,10 +148,12 @@ class Session:
         self._say_hello()
         return self
 
+    def _num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.run.net.parameters())
+
     def _say_hello(self) -> None:
-        num_parameters = sum(parameter.numel() for parameter in self.run.net.parameters())
         lines = [*self.plan.remarks, self.run.train_loader.description]
-        lines += [f"net: {self.params.arch}, {num_parameters:,} parameters", f"machine: {self.choice}"]
+        lines += [f"net: {self.params.arch}, {self._num_parameters():,} parameters", f"machine: {self.choice}"]
         lines += (
             [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
         )

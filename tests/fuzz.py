@@ -61,7 +61,8 @@ def read_params(work: Path, data: bytes) -> None:
 
 
 def read_metrics(work: Path, data: bytes, name: str = "metrics_val_best_weights.json") -> None:
-    from engine.report import make_table, read_rows, to_markdown
+    from engine.report import read_rows
+    from engine.tables import make_table, to_markdown
 
     folder = work / "run"
     (folder / "record").mkdir(parents=True, exist_ok=True)

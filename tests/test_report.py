@@ -17,7 +17,8 @@ from PIL import Image
 import plot_results
 import synthesize_results
 from engine import figures
-from engine.report import find_folders, make_table, read_rows, to_csv, to_markdown
+from engine.report import find_folders, read_rows
+from engine.tables import make_table, to_csv, to_markdown
 from include import ROOT
 from utils import UserError
 
@@ -80,7 +81,8 @@ def test_table_shows_what_differs_and_sorts_best_first(parent):
     rows, problems = read_rows(find_folders(parent), parent)
     columns, cells = make_table(rows)
     assert columns[:5] == ["folder", "learning_rate", "arch_args.n_filters", "best_epoch", "epochs"]
-    assert columns[5:] == ["val_loss", "val_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
+    assert columns[5:7] == ["val_loss", "val_accuracy"]
+    assert columns[7:] == ["last_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
     assert [line["folder"] for line in cells] == ["lr_10", "lr_2", "deep/one|two", "here", "gone", "nan"]
     assert cells[0]["test_accuracy"] == 0.85 and cells[0]["test_looks"] == 2 and cells[1]["test_looks"] == 0
     assert cells[0]["seconds"] == 4.5
