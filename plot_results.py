@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such experiment folder")
-    into = args.parent_dir or Path(os.path.relpath(os.path.commonpath([folder.absolute() for folder in folders])))
+    if not args.parent_dir:
+        folders = [Path(os.path.abspath(folder)) for folder in folders]
+    into = args.parent_dir or Path(os.path.commonpath(folders))
     rows, problems = read_rows(folders, into)
     rows = [row for row in rows if row.history]
     for name, remark in problems.items():
