@@ -1,21 +1,21 @@
-"""Draw the curves of many experiment folders into one figure.
+"""Draw what many experiment folders have found, and write report.html.
 
     python plot_results.py --parent_dir experiments/learning_rate
     python plot_results.py experiments/resnet9 experiments/resnet18 --out compared.png
 
-Training and validation loss and metric of every run, the best ones named by the parameters that differ.
+history_plots.png holds the curves of every run, parameters.png the metric against each parameter that differs,
+importance.png how much each of them matters. report.html is a page to open from disk: one in the folder of all
+runs, with sortable table and interactive curves, and one in each experiment folder.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from engine.arguments import Parser
-from engine.report import Row, differing, find_folders, label, read_rows
-from engine.tables import make_table
+from engine.report import find_folders, read_rows
 from utils import UserError, run_script, to_json
 
 FIGURE = "history_plots.png"
@@ -26,12 +26,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("folders", nargs="*", metavar="FOLDER", help="experiment folders")
     add("--parent_dir", type=Path, metavar="P", help="every experiment folder in the tree under P")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=f"default: {FIGURE} in P, or in the folder that holds the others",
-    )
+    add("--out", type=Path, metavar="FILE", help="draw the curves into this file, and write nothing else")
     add(
         "--sort",
         metavar="METRIC",
@@ -41,38 +36,38 @@ def make_parser() -> Parser:
     return parser
 
 
-def best_first(rows: Sequence[Row], sort: str | None) -> list[Row]:
-    _, cells = make_table(rows, sort)
-    by_name = {row.name: row for row in rows}
-    return [by_name[line["folder"]] for line in cells]
-
-
 def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a figure takes no parameters; see --help")
     if bool(args.parent_dir) == bool(args.folders):
         raise UserError("which folders? give --parent_dir P, or FOLDER FOLDER ...")
-    folders = find_folders(args.parent_dir) if args.parent_dir else [Path(name) for name in args.folders]
+    folders = find_folders(args.parent_dir) if args.parent_dir else list(dict.fromkeys(map(Path, args.folders)))
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such experiment folder")
-    rows, problems = read_rows(dict.fromkeys(folders), args.parent_dir)
+    if not args.parent_dir:
+        folders = [Path(os.path.abspath(folder)) for folder in folders]
+    into = args.parent_dir or Path(os.path.commonpath(folders))
+    rows, problems = read_rows(folders, into)
     rows = [row for row in rows if row.history]
     for name, remark in problems.items():
         print(f"{name}: {remark}", file=sys.stderr)
     if not rows:
         raise UserError(f"{args.parent_dir or ', '.join(args.folders)}: no folder with a history to draw")
+    if args.out:
+        from engine.plots import compare, save_curves
 
-    from engine.figures import save_comparison_figure
+        save_curves(args.out, compare(rows, args.sort))
+        written = [args.out]
+    else:
+        from engine.results import write_pictures
 
-    rows = best_first(rows, args.sort)
-    keys = differing(rows)
-    common = args.parent_dir or Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    path = args.out or common / FIGURE
-    metrics = list(dict.fromkeys(row.best_metric for row in rows))[:3]
-    save_comparison_figure(path, [(label(row, keys), row.history) for row in rows], metrics)
-    print(to_json({"figure": str(path), "runs": len(rows), "not_done": problems}) if args.json else path)
+        written, remarks = write_pictures(rows, problems, folders, into, args.sort)
+        print(*remarks, sep="\n", end="\n" if remarks else "", file=sys.stderr)
+    paths = [str(path) for path in written]
+    result = {"figure": paths[0], "files": paths, "runs": len(rows), "not_done": problems}
+    print(to_json(result) if args.json else "\n".join(paths), end="" if args.json else "\n")
     return 0
 
 

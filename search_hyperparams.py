@@ -119,9 +119,14 @@ def main(argv: list[str]) -> int:
         for remark in freeze_code(search, bool(args.accept)):
             print(remark, file=sys.stderr if args.json else sys.stdout)
         carry_out(search, args)
+        from engine.results import write_results
+
+        written = write_results(folder.path)
         counts = search.counts()
     if args.json:
-        print(to_json({"parent": str(folder.path), **counts}), end="")
+        print(to_json({"parent": str(folder.path), **counts, "files": list(map(str, written))}), end="")
+    else:
+        print((folder.path / "results.md").read_text(encoding="utf-8"), *written, sep="\n")
     return 1 if counts["failed"] else 0
 
 

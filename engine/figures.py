@@ -1,4 +1,4 @@
-"""Figures of a run: curves, comparison of runs, confusion matrix, sheets of images. Same input, same bytes.
+"""Figures of a run: curves, confusion matrix, sheets of images. Same input, same bytes.
 
 Curves and matrices are drawn by matplotlib's object interface (no pyplot, no global state), image sheets by
 Pillow, which is there in milliseconds. Both are imported on demand.
@@ -178,59 +178,6 @@ def _rate_panel(panel: Axes, history: Sequence[dict[str, Any]]) -> None:
         panel.legend(loc="best", fontsize=9)
     elif panel.get_yscale() == "linear":
         panel.set_ylim(bottom=0)
-
-
-def save_comparison_figure(
-    path: Path, runs: Sequence[tuple[str, list[dict[str, Any]]]], metrics: Sequence[str], num_named: int = 10
-) -> None:
-    """Training and validation curves of several runs in the same panels.
-
-    runs: (label, history), best first. The first `num_named` have a colour and a line in the legend; the
-    others are grey. metrics: the ones to draw, beside the loss.
-    """
-    names = ["loss", *[name for name in metrics if name != "loss"]]
-    with drawing(path, 4.8 * len(names), 7.4 + 0.2 * min(num_named + 1, len(runs))) as figure:
-        grid = figure.subplots(2, len(names), squeeze=False)
-        for column, name in enumerate(names):
-            for row, split in enumerate(("train", "val")):
-                _comparison_panel(grid[row][column], runs, f"{split}_{name}", num_named)
-        named = min(num_named, len(runs))
-        handles, labels = _legend_entries(runs, named)
-        figure.legend(handles, labels, loc="outside lower left", ncols=1, fontsize=9, title="best first",
-                      alignment="left")  # fmt: skip
-
-
-def _legend_entries(runs: Sequence[tuple[str, Any]], named: int) -> tuple[list[Any], list[str]]:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=PALETTE[number % len(PALETTE)], linewidth=2.4) for number in range(named)]
-    labels = [shorten(label, 110) for label, _ in runs[:named]]
-    if len(runs) > named:
-        handles.append(Line2D([], [], color="#c9ccd1", linewidth=2.4))
-        labels.append(f"{len(runs) - named} more")
-    return handles, labels
-
-
-def _comparison_panel(panel: Axes, runs: Sequence[tuple[str, list[dict[str, Any]]]], key: str, named: int) -> None:
-    everything: list[float] = []
-    last = [1.0]
-    for rank in reversed(range(len(runs))):  # the best on top
-        history = [row for row in runs[rank][1] if isinstance(row.get(key), int | float)]
-        if not history:
-            continue
-        values, epochs = series(history, key), series(history, "epoch")
-        colour = PALETTE[rank % len(PALETTE)] if rank < named else "#d5d8dc"
-        curve(panel, epochs, values, color=colour, linewidth=1.7 if rank < named else 1.0,
-              markersize=4 if rank < named else 2)  # fmt: skip
-        everything += values
-        last += epochs
-    split, _, name = key.partition("_")
-    panel.set_title(f"{ {'train': 'training', 'val': 'validation'}[split] } {name.replace('_', ' ')}")
-    epoch_axis(panel, last)
-    if not everything:
-        panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color=MUTED)
-    elif name == "loss":
-        log_if_wide(panel, everything)
 
 
 # --- confusion matrix -----------------------------------------------------------------------------------

@@ -25,12 +25,14 @@ RESULT_CODE = (
     "model",
     "engine",
 )  # what a result depends on
+PAGE = ("page.css", "page.js")
 MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 
 
 def source_files(root: Path) -> list[Path]:
-    """The kit's own source under `root`, relative: root modules, model/, engine/."""
+    """The kit's own source under `root`, relative: root modules, model/, engine/ with what report.html is made of."""
     found = [*root.glob("*.py"), *(root / "model").rglob("*.py"), *(root / "engine").rglob("*.py")]
+    found += [root / "engine" / name for name in PAGE if (root / "engine" / name).exists()]
     return sorted(path.relative_to(root) for path in found)
 
 
@@ -91,9 +93,8 @@ def changed_files(folder: Folder, resolved: dict[str, Any]) -> list[str]:
     frozen = folder.path / CODE
     if not frozen.exists():
         return []
-    pairs = {
-        str(n): (frozen / n, ROOT / n) for r in (frozen, ROOT) for n in source_files(r) if n.parts[0] in RESULT_CODE
-    }
+    names = {name for root in (frozen, ROOT) for name in source_files(root) if name.suffix == ".py"}
+    pairs = {str(name): (frozen / name, ROOT / name) for name in names if name.parts[0] in RESULT_CODE}
     pairs |= {n: (frozen / "experiment" / Path(n).name, folder.path / n) for n in references(resolved)}
     return sorted(name for name, (old, new) in pairs.items() if _differ(old, new))
 
