@@ -51,6 +51,7 @@ def train_parser(doc: str | None) -> Parser:
     add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
     add("--resume", action="store_true", help="fail when there is nothing to resume")
     add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")
+    add("--engine", choices=["local", "slurm"], default="local", help="slurm: have it trained by a job of its own")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
     add("--verify", action="store_true", help="train the frozen code again, elsewhere: is the result byte-identical?")
     add("--prepare", action="store_true", help="check everything, fetch weights, build the cache of images, and stop")

@@ -1,9 +1,19 @@
 """What a search hands to an engine, and what an engine says of it. Engines schedule; the folders remember."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from engine.folder import Folder
+
+LOGS = "record/jobs"  # of the parent folder: what its tasks print, and what their engine writes down
+KEPT = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+    "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
+)  # fmt: skip  # the environment variables that reach a task on another machine
 
 
 @dataclass(frozen=True)
@@ -41,3 +51,9 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Have everything of this engine that still runs save and end."""
+
+
+def end_of(folder: Path) -> int:
+    """The exit code that a task's folder speaks of, when its engine knows none; -9 when it was killed at work."""
+    status = Folder(folder).status()
+    return -signal.SIGKILL if status["state"] in ("running", "created") else int(status.get("code", 0))
