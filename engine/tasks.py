@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.folder import Folder
+from params_keys import Search
 
 LOGS = "record/jobs"  # of the parent folder: what its tasks print, and what their engine writes down
 KEPT = (
@@ -51,6 +52,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Have everything of this engine that still runs save and end."""
+
+
+def stated_cores(search: Search) -> int:
+    """Cores that a task gets on a cluster; 0 for the local engine, whose tasks share this machine's."""
+    asked = {"local": 0, "slurm": search.slurm.get("cpus_per_task", 1), "ray": search.ray.get("num_cpus", 1)}
+    cores = asked[search.engine]
+    return max(1, int(cores)) if search.engine != "local" and isinstance(cores, int | float) else 0
 
 
 def end_of(folder: Path) -> int:
