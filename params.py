@@ -223,7 +223,11 @@ def key_path(name: str, source: str) -> list[str]:
     top = ALIASES.get(top, top)
     if top not in Params.model_fields or "" in rest:
         _unknown(source, name)
-    if rest and top in SECTIONS and (len(rest) > 1 or rest[0] not in SECTIONS[top].model_fields):
+    if (
+        rest
+        and top in SECTIONS
+        and (rest[0] not in SECTIONS[top].model_fields or (len(rest) > 1 and f"{top}.{rest[0]}" not in FREE))
+    ):
         raise UserError(f"{source}: unknown key {shorten(name)}; {suggest(rest[0], top)}")
     if rest and top not in (*SECTIONS, *FREE):
         raise UserError(f"{source}: unknown key {shorten(name)}; {top} has no parts")

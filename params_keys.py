@@ -72,6 +72,10 @@ class Search(Strict):
     metric: Text = Field("val_accuracy", description="What is compared.")
     parallel: int = Field(1, ge=1, description="How many children train at a time.")
     engine: Literal["local", "ray", "slurm"] = Field("local", description="Who runs the children.")
+    slurm: dict[str, Any] = Field(
+        {}, description="Options of engine slurm, and of train.py --engine slurm; see docs/cluster.md."
+    )
+    ray: dict[str, Any] = Field({}, description="Options of engine ray; see docs/cluster.md.")
     restore_file: Text | None = Field(None, description="Weights that every child starts from.")
     folds: int | None = Field(None, ge=2, description="k of a k-fold cross-validation; null: none.")
     epochs: Positive | None = Field(None, description="Budget of the whole search in epochs; null: none.")
@@ -219,7 +223,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "progressive": Progressive,
     "search": Search,
 }
-FREE = ("arch_args", "optimizer_args")  # their keys are known to a constructor, not here
+FREE = ("arch_args", "optimizer_args", "search.slurm", "search.ray")  # their keys are known elsewhere
 PATHS = ("pretrain", "data_dir", "restore_file")  # relative to the file they stand in
 OWNED = {"arch": "arch_args", "optimizer": "optimizer_args"}
 ALIASES: dict[str, str] = {

@@ -55,7 +55,13 @@ def make_engine(search: Search) -> Engine:
     if search.search.engine == "local":
         command = [sys.executable, str(code / "search_hyperparams.py"), "--serve"]
         return LocalEngine(command, search.folder.path, search.slots, visible_gpus())
-    raise UserError(f"--engine {search.search.engine}: not in this version")
+    if search.search.engine == "slurm":
+        from engine.slurm import SlurmEngine
+
+        return SlurmEngine(code, search.folder.path, search.slots, search.search.slurm)
+    from engine.on_ray import RayEngine
+
+    return RayEngine(code, search.folder.path, search.slots, search.search.ray)
 
 
 def serve_training() -> int:
@@ -82,10 +88,8 @@ def carry_out(search: Search, args: argparse.Namespace) -> None:
     state = "interrupted"
     try:
         for event in search.run(engine, args.fail_fast):
-            counts = search.counts()
-            print(
-                f"[{counts['done']}/{sum(counts.values())}] {event.kind} {event.name} {event.text}".rstrip(), file=say
-            )
+            done, num = (counts := search.counts())["done"], sum(counts.values())
+            print(f"[{done}/{num}] {event.kind} {event.name} {event.text}".rstrip(), file=say, flush=True)
         state = "done"
     except SystemExit:
         print("saving: the same command goes on", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.arguments import train_parser
 from engine.folder import Folder
 from engine.resume import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
+from engine.slurm import submit
 from engine.verify import verify
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
@@ -171,15 +172,16 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
                 break
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> int | None:
     args, overrides = train_parser(__doc__).parse(argv)
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
     folder = Folder(args.model_dir or args.folder)
+    if args.engine == "slurm":
+        return print(submit(folder, args, overrides, argv))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         if args.verify:
-            print(verify(folder, args.data_dir, args.scratch_dir))
-            return 0
+            return print(verify(folder, args.data_dir, args.scratch_dir))
         plan = decide(folder, args, overrides, argv)
         if plan.verb == "done":
             remarks = [] if is_whole(folder) else mend(folder)

@@ -60,6 +60,7 @@ def train_parser(doc: str | None) -> Parser:
     add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
     add("--resume", action="store_true", help="fail when there is nothing to resume")
     add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")
+    add("--engine", choices=["local", "slurm"], default="local", help="slurm: have it trained by a job of its own")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
     only = parser.add_mutually_exclusive_group().add_argument
     only("--verify", action="store_true", help="train the frozen code again, elsewhere: is the result byte-identical?")

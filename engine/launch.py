@@ -21,7 +21,7 @@ from engine.pool import last_words
 from engine.provenance import changed_files, snapshot
 from engine.resume import find_weights
 from engine.search import Progress, bracket, grid, is_below_median, promote, rungs, sample, suggest, trials_of
-from engine.tasks import Ended, Engine, Task
+from engine.tasks import Ended, Engine, Task, stated_cores
 from include import CODE, EXIT_BUSY, PARAMS, RECORD
 from params import Params
 from utils import UserError, num_cores, write_json
@@ -63,7 +63,9 @@ class Search:
         self.record = folder.record(SEARCH)
         self.before, self.began, self.beat = float(self.record.get("seconds", 0.0)), time.monotonic(), 0.0
         self.running: dict[str, Attempt] = {}
-        self.children = Children(folder.path, params, overrides, max(1, num_cores() // slots))
+        self.children = Children(
+            folder.path, params, overrides, stated_cores(params.search) or max(1, num_cores() // slots)
+        )
         self.children.add(self._trials(self._points()))
         self.children.drop_others()
 
@@ -273,7 +275,9 @@ def open_search(folder: Folder, args: Any, overrides: dict[str, Any], num_gpus: 
         weights = find_weights(folder, str(params.folder / params.search.restore_file))
         more = ["--restore_file", str(weights.resolve())]
     stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
-    search = Search(folder, params, overrides, Path(given), stated or num_gpus or 1)
+    search = Search(
+        folder, params, overrides, Path(given), stated or (params.search.engine == "local" and num_gpus) or 1
+    )
     search.more += more
     return search
 

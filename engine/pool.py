@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from engine.tasks import Ended, Task
+from engine.tasks import LOGS, Ended, Task
 from include import EXIT_BUG
 from utils import die_with, run_command
 
-LOGS = "record/jobs"  # of the parent folder
 PATIENCE = 30  # seconds for a child to save and end
 
 

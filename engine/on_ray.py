@@ -1,0 +1,157 @@
+"""Ray: the tasks of a search on a cluster that exists, or on one of this machine that is started and stopped here.
+
+A task is a Ray task that runs train.py as a process of its own; see engine/remote.py. When its node is lost, Ray
+begins it again elsewhere, and its folder knows how far it was.
+"""
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from engine import remote
+from engine.tasks import KEPT, LOGS, Ended, Task
+from include import EXIT_SYSTEM
+from params_keys import Positive, Strict, Text
+from utils import UserError, nearest
+
+
+class Options(Strict):
+    """search.ray."""
+
+    address: Text | None = Field(None, description="HOST:PORT, or auto; null: $RAY_ADDRESS, else this machine.")
+    num_cpus: Positive = Field(1, description="CPUs of a task.")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs of a task; null: 1 where there are GPUs.")
+    resources: dict[str, float] = Field({}, description="Other resources of a task, by the cluster's names.")
+    retries: int = Field(3, ge=0, description="Times that a task begins again after its node was lost.")
+
+
+def read_options(given: Mapping[str, Any]) -> Options:
+    """UserError for an unknown key or a wrong value."""
+    try:
+        return Options.model_validate(dict(given))
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        name = str(mistake["loc"][0])
+        if name not in Options.model_fields:
+            raise UserError(f"search.ray: unknown key {name!r}; {nearest(name, Options.model_fields)}") from None
+        raise UserError(f"search.ray.{name}: {mistake['input']!r} given; {mistake['msg']}") from None
+
+
+class RayEngine:
+    """See engine/tasks.py. Who loses this process has its children save and end."""
+
+    def __init__(self, code: Path, parent: Path, parallel: int, options: Mapping[str, Any]):
+        self.num_slots = parallel
+        self.script, self.jobs = str((code / "train.py").absolute()), (parent / LOGS).absolute()
+        self.under_way: dict[Any, str] = {}  # Ray's reference -> name
+        self.options = read_options(options)
+        self.address = self.options.address or os.environ.get("RAY_ADDRESS") or "local"
+        self.ray = import_ray(self.address == "local")
+        self._connect()
+        self.needs = {"num_cpus": self.options.num_cpus, "num_gpus": self._gpus(), "resources": self.options.resources}
+        try:
+            self._check_fit()
+        except UserError:
+            self.ray.shutdown()
+            raise
+        self.ray.cloudpickle.register_pickle_by_value(remote)
+        self.carry_out = self.ray.remote(remote.carry_out)
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        if self.address == "local":
+            num_cpus = max(1, round(self.num_slots * self.options.num_cpus))
+            quiet |= {"num_cpus": num_cpus, "include_dashboard": False}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.ray.init(address=self.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"no Ray cluster at {self.address} that takes us: {reason}") from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray has put its own there
+
+    def _gpus(self) -> float:
+        has_some = self.ray.cluster_resources().get("GPU", 0) >= 1
+        return float(has_some) if self.options.num_gpus is None else self.options.num_gpus
+
+    def _check_fit(self) -> None:
+        """UserError when no node could ever run a task."""
+        wanted = {"CPU": self.needs["num_cpus"], "GPU": self.needs["num_gpus"], **self.options.resources}
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(all(node.get(name, 0) >= number for name, number in wanted.items()) for node in nodes):
+            asked = ", ".join(f"{number:g} {name}" for name, number in wanted.items() if number)
+            most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in wanted)
+            raise UserError(f"search.ray: no node has {asked} for a task; the most that one has: {most}")
+
+    def start(self, tasks: Sequence[Task]) -> None:
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        for task in tasks:
+            remote.stop_file(self.jobs, task.name).unlink(missing_ok=True)
+            there = self.carry_out.options(
+                **self.needs, max_retries=self.options.retries, scheduling_strategy="SPREAD", name=task.name
+            )
+            reference = there.remote([self.script, *task.argv], os.getcwd(), str(self.jobs), task.name, KEPT)
+            self.under_way[reference] = task.name
+
+    def wait(self, seconds: float) -> list[Ended]:
+        if not self.under_way:
+            time.sleep(seconds)
+            return []
+        try:
+            ready, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=seconds)
+            if ready:
+                ready, _ = self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=0)
+            return [self._end(reference) for reference in ready]
+        except (ConnectionError, self.ray.exceptions.RaySystemError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the Ray cluster is lost ({reason}); the same command continues", EXIT_SYSTEM) from None
+
+    def _end(self, reference: Any) -> Ended:
+        name = self.under_way.pop(reference)
+        try:
+            return Ended(name, self.ray.get(reference))
+        except self.ray.exceptions.RayError as error:  # its node or its worker was lost too often
+            return Ended(name, -signal.SIGKILL, " ".join(str(error).split())[:200])
+
+    def stop(self, name: str) -> None:
+        if name in self.under_way.values():
+            remote.stop_file(self.jobs, name).touch()
+
+    def close(self) -> None:
+        for name in self.under_way.values():
+            remote.stop_file(self.jobs, name).touch()
+        if self.under_way and self.ray.is_initialized():
+            self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=remote.PATIENCE)
+        self.ray.shutdown()
+        for name in self.under_way.values():
+            remote.stop_file(self.jobs, name).unlink(missing_ok=True)
+        self.under_way.clear()
+
+
+def import_ray(is_local: bool) -> Any:
+    """Ray; it reads its environment when it is imported. UserError where it is missing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if is_local:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: loopback is the only network it uses
+        os.environ["RAY_enable_metrics_collection"] = "0"  # whose ports listen to the world
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install -r requirements-extras.txt") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return ray
