@@ -70,7 +70,9 @@ class Search(Strict):
     min_epochs: int = Field(1, ge=1, description="asha and hyperband: epochs of the first rung.")
     seeds: Annotated[int, Field(ge=1)] | Seeds = Field(1, description="How many seeds per value, or which ones.")
     metric: Text = Field("val_accuracy", description="What is compared.")
-    parallel: int = Field(1, ge=1, description="How many children train at a time.")
+    parallel: int = Field(
+        1, ge=1, description="How many children train at a time; unstated: one per GPU, 64 on a cluster, else 1."
+    )
     engine: Literal["local", "ray", "slurm"] = Field("local", description="Who runs the children.")
     slurm: dict[str, Any] = Field(
         {}, description="Options of engine slurm, and of train.py --engine slurm; see docs/cluster.md."

@@ -29,6 +29,7 @@ from utils import UserError, num_cores, write_json
 SEARCH = "record/search.json"
 RETRIES = 3  # of a child that ended without having saved anything new
 SAVED = (0, 129, 130, 138, 143)  # exit codes of a child that can go on: paused, or asked to end
+ON_A_CLUSTER = 64  # children that are handed over at a time, when "parallel" does not say
 HEARTBEAT = 5  # seconds between two writes of search.json
 
 
@@ -63,9 +64,8 @@ class Search:
         self.record = folder.record(SEARCH)
         self.before, self.began, self.beat = float(self.record.get("seconds", 0.0)), time.monotonic(), 0.0
         self.running: dict[str, Attempt] = {}
-        self.children = Children(
-            folder.path, params, overrides, stated_cores(params.search) or max(1, num_cores() // slots)
-        )
+        threads = stated_cores(params.search) or max(1, num_cores() // slots)
+        self.children = Children(folder.path, params, overrides, threads)
         self.children.add(self._trials(self._points()))
         self.children.drop_others()
 
@@ -152,8 +152,12 @@ class Search:
                 for name in self.running:
                     engine.stop(name)
                 yield Event("remark", self.folder.path.name, ending)
+            tasks: list[Task] = []
             while not ending and len(self.running) < engine.num_slots and (found := self._next()):
-                yield self._start(engine, *found)
+                tasks.append(self._begin(*found))
+                yield Event("started", tasks[-1].name, f"until epoch {found[1]}" if found[1] else "")
+            if tasks:
+                engine.start(tasks)
             if not self.running and not delayed:
                 break
             for name in [name for name, due in delayed.items() if time.monotonic() >= due]:
@@ -172,14 +176,13 @@ class Search:
                 if child.state == "paused":  # nobody is promoted any more
                     yield self._say_pruned(child, f"not among the best at epoch {len(child.progress.scores)}")
 
-    def _start(self, engine: Engine, child: Child, until: int | None) -> Event:
+    def _begin(self, child: Child, until: int | None) -> Task:
         data, path = self.data_dir.resolve(), child.folder.path.resolve()
         argv = ["--data_dir", str(data), "--model_dir", str(path), *self.more]
         argv += ["--until", str(until)] if until else []
         self.running[child.name] = Attempt(child, until, child.mark)
         child.progress.state = "running"
-        engine.start([Task(child.name, path, argv)])
-        return Event("started", child.name, f"until epoch {until}" if until else "")
+        return Task(child.name, path, argv)
 
     def _conclude(self, attempt: Attempt, ended: Ended) -> Event:
         """What the end of a child's process means, read from its folder."""
@@ -275,9 +278,8 @@ def open_search(folder: Folder, args: Any, overrides: dict[str, Any], num_gpus: 
         weights = find_weights(folder, str(params.folder / params.search.restore_file))
         more = ["--restore_file", str(weights.resolve())]
     stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
-    search = Search(
-        folder, params, overrides, Path(given), stated or (params.search.engine == "local" and num_gpus) or 1
-    )
+    slots = (num_gpus or 1) if params.search.engine == "local" else ON_A_CLUSTER
+    search = Search(folder, params, overrides, Path(given), stated or slots)
     search.more += more
     return search
 
