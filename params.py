@@ -25,9 +25,11 @@ from params_keys import (
     explain,
     suggest,
 )
-from params_keys import (
-    SYNONYMS as SYNONYMS,
-)
+from params_keys import SYNONYMS as SYNONYMS
+from params_keys import Positive as Positive
+from params_keys import Search as Search
+from params_keys import Strict as Strict
+from params_keys import Text as Text
 from utils import UserError
 
 Layer = tuple[str, dict[str, Any]]  # (where it was written, canonical keys)

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from engine import remote
 from engine.tasks import KEPT, LOGS, Ended, Task
 from include import EXIT_SYSTEM
-from params_keys import Positive, Strict, Text
+from params import Positive, Strict, Text
 from utils import UserError, nearest
 
 

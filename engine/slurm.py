@@ -59,6 +59,27 @@ class Job:
         return not self.is_over, int(self.number.split("_")[0])
 
 
+def parameters(executor: Any, given: dict[str, Any], parallel: int) -> dict[str, Any]:
+    """search.slurm -> the arguments of submitit's update_parameters. UserError for a name that it does not know."""
+    renamed = executor._equivalence_dict()
+    possible = {*executor._valid_parameters(), *renamed, "requeues"} - OURS
+    for name in given:
+        if name not in possible:
+            raise UserError(f"search.slurm: unknown key {name!r}; {nearest(name, possible)}")
+    limit, delay = given.pop("requeues", REQUEUES), given.pop("signal_delay_s", 90)
+    if type(limit) is not int or limit < 0 or type(delay) is not int or delay < 0:
+        raise UserError("search.slurm: requeues and signal_delay_s are whole numbers, 0 or more")
+    export = [*(name for name in KEPT if name in os.environ), "SUBMITIT_EXECUTOR=slurm"]
+    more = {"export": ",".join(export), "requeue": True, "signal": f"USR1@{delay}"}
+    more |= given.pop("additional_parameters", None) or {}
+    values = {"time": None, "wckey": None}  # as the site has it
+    values |= {renamed.get(name, name): value for name, value in given.items()}
+    if isinstance(memory := values.get("mem"), int | float):
+        values["mem"] = f"{round(memory * 1024)}MB"
+    ours = {"array_parallelism": parallel, "stderr_to_stdout": True, "teardown": [AGAIN.format(limit=limit)]}
+    return values | ours | {"additional_parameters": more}
+
+
 class Queue:
     """The jobs whose scripts and logs are in the folder `home`. UserError where Slurm or submitit is missing."""
 
@@ -69,27 +90,10 @@ class Queue:
             import submitit
         except ImportError:
             raise UserError("--engine slurm needs submitit: pip install -r requirements-extras.txt") from None
+        self.parameters = parameters(submitit.SlurmExecutor, dict(options), parallel)
         if missing := [name for name in ("sbatch", "squeue", "scancel") if not shutil.which(name)]:
             raise UserError(f"--engine slurm: no {missing[0]} here; start it where jobs are submitted to Slurm")
         self.executor = submitit.SlurmExecutor(self.home)
-        self.parameters = self._parameters(dict(options), parallel)
-
-    def _parameters(self, given: dict[str, Any], parallel: int) -> dict[str, Any]:
-        """The arguments of submitit's update_parameters. UserError for a name that it does not know."""
-        renamed = self.executor._equivalence_dict()
-        possible = {*self.executor._valid_parameters(), *renamed, "requeues"} - OURS
-        for name in given:
-            if name not in possible:
-                raise UserError(f"search.slurm: unknown key {name!r}; {nearest(name, possible)}")
-        limit, delay = given.pop("requeues", REQUEUES), given.pop("signal_delay_s", 90)
-        if type(limit) is not int or limit < 0 or type(delay) is not int or delay < 0:
-            raise UserError("search.slurm: requeues and signal_delay_s are whole numbers, 0 or more")
-        export = [*(name for name in KEPT if name in os.environ), "SUBMITIT_EXECUTOR=slurm"]
-        more = {"export": ",".join(export), "requeue": True, "signal": f"USR1@{delay}"}
-        ours = {"array_parallelism": parallel, "stderr_to_stdout": True, "teardown": [AGAIN.format(limit=limit)]}
-        defaults = {"time": None, "wckey": None}  # as the site has it
-        more |= given.pop("additional_parameters", None) or {}
-        return defaults | self.executor._convert_parameters(given) | ours | {"additional_parameters": more}
 
     def submit(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Job]:
         """One job, or one array for several: name -> what its process becomes. UserError when Slurm refuses."""
@@ -119,7 +123,7 @@ class Queue:
         words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--Format={form}"]
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired:
+        except (OSError, subprocess.TimeoutExpired):
             return None
         if done.returncode:
             return None

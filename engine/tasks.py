@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.folder import Folder
-from params_keys import Search
+from params import Search
 
 LOGS = "record/jobs"  # of the parent folder: what its tasks print, and what their engine writes down
 KEPT = (
