@@ -86,6 +86,10 @@ def test_folds_are_replicates_and_runs_alone_no_claim(tmp_path):
     said = as_json("--parent_dir", tmp_path)
     assert [line["n"] for line in said["groups"]] == [3, 3] and "paired by seed or fold" in said["verdict"]
     assert said["verdict"].startswith("Best: learning_rate 0.2")  # each fold says so, though folds differ by more
+    for rate, values in ((0.1, (0.5, 0.6, 0.4)), (0.2, (0.62, 0.5, 0.55))):  # folds that seem to share nothing
+        for fold, value in enumerate(values, 1):
+            make_folder(tmp_path / f"lr_{rate}__fold_{fold}", value, learning_rate=rate, fold=[fold, 3])
+    assert "paired by seed or fold" in as_json("--parent_dir", tmp_path)["verdict"]
     single = as_json(tmp_path / "lr_0.1__fold_1", tmp_path / "lr_0.2__fold_1")
     assert "one run each: no claim" in single["verdict"] and "groups" not in single
 
@@ -219,7 +223,8 @@ def test_every_kind_of_damage_is_named(tmp_path):
         "dangling": lambda path: (path / "history.json").symlink_to(path / "nothing"),
     }.items():
         folder = make_folder(tmp_path / name, 0.5)
-        (folder / "history.json").unlink()
+        if name in ("pipe", "dangling"):
+            (folder / "history.json").unlink()
         make(folder)
     (tmp_path / "empty").mkdir()
     (tmp_path / "record_is_a_file").mkdir()
