@@ -114,7 +114,7 @@ def provide_plotly(folder: Path) -> Path:
 
 def write_document(
     folder: Path, title: str, body: str, data: dict[str, Any], scripts: Path, above: Path | None
-) -> Path:
+) -> None:
     """Write `folder`/report.html. scripts: the folder whose record/ holds plotly; above: whose report links here."""
     up = f'<link rel="up" href="{href(above / REPORT, folder)}">\n' if above else ""
     page = f"""<!DOCTYPE html>
@@ -138,6 +138,4 @@ def write_document(
 </body>
 </html>
 """
-    path = folder / REPORT
-    write_atomic(path, page.encode("utf-8", "replace"))  # a file name need not be text
-    return path
+    write_atomic(folder / REPORT, page.encode("utf-8", "replace"))  # a file name need not be text

@@ -123,7 +123,7 @@ class Reader:
 
 def write_experiment_page(path: Path) -> Path:
     """Write the report.html of one experiment folder that has run; what is damaged in it is said, and left out."""
-    path = Path(os.path.abspath(path))
+    given, path = path, Path(os.path.abspath(path))
     reader = Reader(path)
     above = report_above(path)
     resolved, meta, history = reader.table(RESOLVED), reader.table(META), reader.history()
@@ -146,7 +146,8 @@ def write_experiment_page(path: Path) -> Path:
     data = {"series": series_of, "epochs": series(history, "epoch"), "best_epoch": best.get("epoch")}
     scripts = above or path
     provide_plotly(scripts)
-    return write_document(path, path.name, "\n".join(filter(None, body)), data, scripts, above)
+    write_document(path, path.name, "\n".join(filter(None, body)), data, scripts, above)
+    return given / REPORT
 
 
 def f_plot(name: str) -> str:

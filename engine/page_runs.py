@@ -28,7 +28,7 @@ def write_runs_page(
     folder: Path, rows: Sequence[Row], problems: dict[str, str], verdict: str = "", sort: str | None = None
 ) -> Path:
     """Write `folder`/report.html over `rows`, named relative to it, and the folders that are not done."""
-    folder = Path(os.path.abspath(folder))
+    given, folder = folder, Path(os.path.abspath(folder))
     found = plots.compare(rows, sort)
     shown = found.rows[:MAX_RUNS]
     body = [f"<p>{link(above / REPORT, folder, f'← {above.name}')}</p>" if (above := report_above(folder)) else ""]
@@ -49,7 +49,8 @@ def write_runs_page(
     body += [not_done(folder, problems), pictures(images, folder)]
     body += [f"<h2>Files</h2><p>{' · '.join(results)}</p>" if results else ""]
     provide_plotly(folder)
-    return write_document(folder, folder.name, "\n".join(filter(None, body)), data, folder, above)
+    write_document(folder, folder.name, "\n".join(filter(None, body)), data, folder, above)
+    return given / REPORT
 
 
 def summary(folder: Path, found: plots.Comparison, problems: dict[str, str], verdict: str) -> str:
