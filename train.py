@@ -112,7 +112,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.control import Control
     from engine.distributed import find_world
     from engine.ema import Ema
-    from engine.find_lr import describe, find_lr
+    from engine.find_lr import find_lr
     from engine.loop import Epoch, Run, State, fit
     from engine.schedule import make_schedule, should_stop
     from engine.session import Session, committed, plan_steps, restore
@@ -124,7 +124,6 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     params, world = plan.params, find_world()
     device = precision.pick_device(params, world.local_rank)
     world.connect(device)
-
     loaders = fetch_dataloader(["train", "valid"], plan.data_dir, params, device=device, rank=world.rank,
                                world=world.size, cache_dir=args.cache_dir, pinned=plan.pinned or None)  # fmt: skip
     loader = loaders["train"]
@@ -160,11 +159,8 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
         before_epoch=partial(freeze, net, params),
     )
     if args.find_lr:
-        found = find_lr(plan, args, run, state)
-        world.leave()
-        return print(to_json(found).strip() if args.json else describe(found)) if world.is_main else None
+        return print(find_lr(plan, args, run, state), end="")
     control = Control(params.checkpoint_minutes, world)
-    run.wants_control = control.wants
     with Session(plan, params, run, state, control, args, choice.describe()) as session:
         for event in fit(run, state):
             session.record(event)

@@ -17,7 +17,7 @@ from engine.report import flatten
 from engine.schedule import Schedule
 from include import EXIT_NONFINITE, LR_FIND, LR_FIND_PNG, PARAMS, RECORD
 from params import Params
-from utils import UserError, command, write_json
+from utils import UserError, command, to_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,12 +183,16 @@ def next_command(plan: Plan, args: Any, rate: float) -> str:
 # --- the whole test -------------------------------------------------------------------------------------
 
 
-def find_lr(plan: Plan, args: Any, run: Run, state: State) -> dict[str, Any]:
-    """Test, write record/lr_find.json and lr_find.png, and give what is to be said. Other ranks write nothing."""
+def find_lr(plan: Plan, args: Any, run: Run, state: State) -> str:
+    """Test, write record/lr_find.json and lr_find.png, and give what is to be printed: "" on ranks other than 0."""
     params = run.params
     curve = range_test(run, state)
+    run.world.leave()
     found = suggest(curve)
+    if not run.world.is_main:
+        return ""
     weights = plan.restore_name or ("published weights" if params.pretrain == 1 else params.pretrain or "fresh weights")
+    path = plan.folder.path
     result = {
         "suggestions": {name.replace(" ", "_"): rate for name, rate in found.items()},
         "learning_rate": peak_rate(params),
@@ -196,32 +200,28 @@ def find_lr(plan: Plan, args: Any, run: Run, state: State) -> dict[str, Any]:
         "steps": len(curve.rates),
         "ended": curve.ended,
         "remark": remark(curve),
+        "figure": str(path / LR_FIND_PNG),
         "command": next_command(plan, args, found["valley"]),
     }
-    if not run.world.is_main:
-        return result
-    path = plan.folder.path
     (path / RECORD).mkdir(parents=True, exist_ok=True)
     if plan.written is not None:
         write_json(path / PARAMS, plan.written)
-    about = {"arch": params.arch, "optimizer": params.optimizer, "batch_size": params.batch_size, "seed": params.seed,
-             "overrides": plan.overrides}  # fmt: skip
+    about = {"arch": params.arch, "optimizer": params.optimizer, "batch_size": params.batch_size, "seed": params.seed}
     columns = {"rates": curve.rates, "losses": curve.losses, "smoothed": curve.smoothed}
-    write_json(path / LR_FIND, result | about | columns)
+    write_json(path / LR_FIND, result | about | {"overrides": plan.overrides} | columns)
     title = f"{params.arch}, {params.optimizer}, batches of {params.batch_size}"
     save_figure(path / LR_FIND_PNG, curve, found, peak_rate(params), title)
-    return result | {"figure": str(path / LR_FIND_PNG), "record": str(path / LR_FIND)}
+    return to_json(result) if args.json else describe(result)
 
 
 def describe(result: dict[str, Any]) -> str:
-    """What the command prints: a line per suggestion, and the command that uses the first."""
-    lines = [
-        f"range test on {result['weights']}: {result['steps']} steps from {LOWEST:g} on; the loss {result['ended']}"
-    ]
+    """A line per suggestion, and the command that uses the first."""
+    tested = f"{result['steps']} steps from {LOWEST:g} on, on {result['weights']}"
+    lines = [f"range test: {tested}; the loss {result['ended']}"]
     lines += [f"{name.replace('_', ' '):17} {rate:g}" for name, rate in result["suggestions"].items()]
     lines += [f"{'now':17} {result['learning_rate']:g}", f"{'curve':17} {result['figure']}"]
     lines += [result["remark"]] if result["remark"] else []
-    return "\n".join([*lines, result["command"]])
+    return "\n".join([*lines, result["command"]]) + "\n"
 
 
 def save_figure(path: Path, curve: Curve, found: dict[str, float], current: float, title: str) -> None:

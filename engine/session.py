@@ -114,6 +114,7 @@ class Session:
 
     def __init__(self, plan: Plan, params: Params, run: Run, state: State, control: Control, args: Any, choice: str):
         self.plan, self.params, self.run, self.state, self.control = plan, params, run, state, control
+        run.wants_control = control.wants
         self.args, self.choice = args, choice
         self.folder: Folder = plan.folder
         self.checkpoints, self.writer = Checkpoints(self.folder.path), Writer()
