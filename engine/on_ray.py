@@ -20,6 +20,8 @@ from include import EXIT_SYSTEM
 from params import Positive, Strict, Text
 from utils import UserError, nearest
 
+JOIN = 60.0  # seconds that a node may take to join
+
 
 class Options(Strict):
     """search.ray."""
@@ -83,13 +85,18 @@ class RayEngine:
         return float(has_some) if self.options.num_gpus is None else self.options.num_gpus
 
     def _check_fit(self) -> None:
-        """UserError when no node could ever run a task."""
+        """UserError when no node could run a task, and none that can joins the cluster within a minute."""
         wanted = {"CPU": self.needs["num_cpus"], "GPU": self.needs["num_gpus"], **self.options.resources}
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if not any(all(node.get(name, 0) >= number for name, number in wanted.items()) for node in nodes):
-            asked = ", ".join(f"{number:g} {name}" for name, number in wanted.items() if number)
-            most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in wanted)
-            raise UserError(f"search.ray: no node has {asked} for a task; the most that one has: {most}")
+        end = time.monotonic() + (0 if self.address == "local" else JOIN)
+        while True:
+            nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+            if any(all(node.get(name, 0) >= number for name, number in wanted.items()) for node in nodes):
+                return
+            if time.monotonic() >= end:
+                asked = ", ".join(f"{number:g} {name}" for name, number in wanted.items() if number)
+                most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in wanted)
+                raise UserError(f"search.ray: no node has {asked} for a task; the most that one has: {most}")
+            time.sleep(0.5)
 
     def start(self, tasks: Sequence[Task]) -> None:
         self.jobs.mkdir(parents=True, exist_ok=True)

@@ -183,18 +183,17 @@ def ray_cluster(cpus: tuple[int, ...] = (0, 2, 2)) -> Iterator[tuple[list[str], 
             here = ["--node-ip-address", f"10.77.0.{n}", "--num-cpus", str(number), "--num-gpus", "0"]
             command = ["ip", "netns", "exec", name, *words, *role, *here]
             started.append(subprocess.Popen(command, env=environ, stdout=out, stderr=out, start_new_session=True))
-            if n == 1:
-                wait_for_port(name, 6399, started[0])
+            wait_for_runtimes(n, Path(top, "out"), started[-1])
         yield names, environ, address
     shutil.rmtree(top, ignore_errors=True)
 
 
-def wait_for_port(host: str, port: int, process: subprocess.Popen, seconds: float = 60) -> None:
-    code = f"import socket; socket.create_connection(('10.77.0.1', {port}), 1)"
+def wait_for_runtimes(number: int, out: Path, process: subprocess.Popen, seconds: float = 90) -> None:
+    """Until so many nodes are up; two that start at once on one machine get into each other's files."""
     end = time.monotonic() + seconds
-    while subprocess.run(["ip", "netns", "exec", host, sys.executable, "-c", code], capture_output=True).returncode:
-        assert time.monotonic() < end and process.poll() is None, "the head of the Ray cluster does not come up"
-        time.sleep(0.5)
+    while out.read_text(errors="replace").count("Ray runtime started") < number:
+        assert time.monotonic() < end and process.poll() is None, out.read_text(errors="replace")[-2000:]
+        time.sleep(0.3)
 
 
 # --- processes --------------------------------------------------------------------------------------
