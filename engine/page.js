@@ -36,9 +36,11 @@ document.addEventListener("DOMContentLoaded", () => {
       }));
       const mark = { type: "line", x0: data.best_epoch, x1: data.best_epoch, yref: "paper", y0: 0, y1: 1 };
       const shapes = data.best_epoch === null ? [] : [{ ...mark, line: { color: css("--done"), width: 1, dash: "dash" } }];
-      const title = { text: plain(words(box.dataset.name)), x: 0, xref: "paper", font: { size: 14 } };
-      const legend = { orientation: "h", x: 1, xanchor: "right", y: 1.14 };
-      Plotly.react(box, traces, layout({}, {}, { shapes, title, legend, showlegend: box.dataset.name !== "learning_rate" || traces.length > 1 }), config);
+      const title = { text: plain(words(box.dataset.name)), x: 0, xref: "paper", y: 0.97, yanchor: "top", font: { size: 14 } };
+      const legend = { orientation: "h", x: 1, xanchor: "right", y: 1.01, yanchor: "bottom" };
+      const margin = { l: 50, r: 14, t: 56, b: 40 };
+      const showlegend = box.dataset.name !== "learning_rate" || traces.length > 1;
+      Plotly.react(box, traces, layout({}, {}, { shapes, title, legend, margin, showlegend }), config);
     }
   }
 
@@ -247,7 +249,8 @@ document.addEventListener("DOMContentLoaded", () => {
       count += column.kind === "parameter";
       const both = typeof left === "number" && typeof right === "number" && column.kind !== "parameter";
       const by = both ? Number((right - left).toPrecision(4)) : "";
-      line([column.name, left ?? "", right ?? "", by > 0 ? `+${by}` : String(by)], "td");
+      const brief = (value) => (both ? String(Number(value.toPrecision(6))) : value ?? "");
+      line([column.name, brief(left), brief(right), by > 0 ? `+${by}` : String(by)], "td");
     });
     const caption = document.createElement("p");
     caption.textContent = count === 1 ? "1 parameter differs." : `${count} parameters differ.`;
