@@ -461,6 +461,12 @@ def below(pid: int) -> list[int]:
     return found[1:]
 
 
+def wait_for_growth(path: Path, process: subprocess.Popen, seconds: float = 30) -> None:
+    size, end = path.stat().st_size if path.exists() else 0, time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end and not (path.exists() and path.stat().st_size > size):
+        time.sleep(0.01)
+
+
 def kill_search(data: Path, folder: Path, kills: int, rng: random.Random) -> int:
     """Run the search to its end through so many kills. Returns how often it was started."""
     starts, process = 0, None
@@ -474,7 +480,9 @@ def kill_search(data: Path, folder: Path, kills: int, rng: random.Random) -> int
         if kills <= 0:
             process.wait(timeout=300)
             continue
-        time.sleep(rng.choice([0.05, 0.3, 1.0, 2.0]))
+        if rng.random() < 0.75:  # while somebody trains; else at any instant
+            wait_for_growth(folder / "ledger.txt", process)
+        time.sleep(rng.choice([0.0, 0.05, 0.2, 0.5]))
         others = below(process.pid)
         what = rng.choice(["search", "child", "child", "child", "pool", "all"])
         victims = {"search": [process.pid], "child": others[1:], "pool": others[:1], "all": [process.pid, *others]}[
