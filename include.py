@@ -37,7 +37,8 @@ WEIGHTS, CHECKPOINTS, TENSORBOARD, ATTEMPTS, RECORD = "weights", "checkpoints", 
 STATUS, RESOLVED, META = "record/status.json", "record/resolved.json", "record/meta.json"
 CODE, AUGMENTATION, TEST_LOOKS = "record/code", "record/augm.json", "record/test_looks.jsonl"
 STDOUT, STDERR, DIFF_PATCH = "record/stdout.txt", "record/stderr.txt", "record/diff.patch"
-REQUIREMENTS, FOLD = "record/requirements.txt", "record/fold.json"
+REQUIREMENTS = "record/requirements.txt"
+FOLD, FOLDS = "record/fold.json", "record/folds.json"  # of one experiment, of a search
 LR_FIND, LR_FIND_PNG = "record/lr_find.json", "lr_find.png"
 
 # --- exit codes -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.arguments import Parser
@@ -20,14 +21,16 @@ from engine.folder import Folder
 from engine.launch import Search, freeze_code, open_search
 from engine.pool import LocalEngine, serve, visible_gpus
 from engine.provenance import surroundings
-from include import CODE
+from include import CODE, FOLDS
 from params import deep_merge
-from utils import UserError, run_script, to_json
+from utils import UserError, run_script, to_json, write_json
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from engine.tasks import Engine
+    from params import Params
 
 
 def make_parser() -> Parser:
@@ -76,6 +79,15 @@ def serve_training() -> int:
     return serve(resolve_name("train:main"))
 
 
+def deal_folds(params: Params, data_dir: Path, cache_dir: str | None) -> dict[str, Any] | None:
+    """Which image is in which part, for all children; None without folds. UserError: too few images. Builds caches."""
+    if not params.search.folds:
+        return None
+    from model.folds import fold_assignment
+
+    return fold_assignment(data_dir, params, params.search.folds, cache_dir)
+
+
 def carry_out(search: Search, args: argparse.Namespace) -> None:
     """Train what is missing. A signal ends it with everything saved: the same command goes on."""
 
@@ -113,7 +125,8 @@ def main(argv: list[str]) -> int:
     flags = {key: value for key in ("engine", "parallel") if (value := getattr(args, key)) is not None}
     overrides = deep_merge(overrides, {"search": flags} if flags else {})
     with folder.locked():
-        search = open_search(folder, args, overrides, len(visible_gpus()))
+        deal = None if args.dry_run else partial(deal_folds, cache_dir=args.cache_dir)
+        search = open_search(folder, args, overrides, len(visible_gpus()), deal)
         if args.dry_run:
             names = list(search.children.by_name)
             print(to_json({"children": names}).strip() if args.json else "\n".join([*names, f"{len(names)} children"]))
@@ -122,6 +135,8 @@ def main(argv: list[str]) -> int:
             search.more += [f"--{key}", os.path.abspath(value)] if (value := getattr(args, key)) else []
         for remark in freeze_code(search, bool(args.accept)):
             print(remark, file=sys.stderr if args.json else sys.stdout)
+        if search.assignment:
+            write_json(folder.path / FOLDS, search.assignment)
         carry_out(search, args)
         from engine.results import write_results
 

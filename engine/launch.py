@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ class Search:
     """The search of one parent folder, `slots` children at a time."""
 
     def __init__(self, folder: Folder, params: Params, overrides: dict[str, Any], data_dir: Path, slots: int):
-        check(params)
         self.folder, self.params, self.overrides, self.data_dir = folder, params, overrides, data_dir
         self.search, self.slots = params.search, slots
         self.more: list[str] = []  # arguments of every child's train.py
+        self.assignment: dict[str, Any] | None = None  # who is in which part, with folds
         self.futile: dict[str, int] = {}  # child -> ends without anything new
         self.record = folder.record(SEARCH)
         self.before, self.began, self.beat = float(self.record.get("seconds", 0.0)), time.monotonic(), 0.0
@@ -263,8 +263,17 @@ class Search:
 # --- how it begins ------------------------------------------------------------------------------------
 
 
-def open_search(folder: Folder, args: Any, overrides: dict[str, Any], num_gpus: int) -> Search:
-    """The search of a parent folder, as its params.json, its record and the command line say. UserError."""
+def open_search(
+    folder: Folder,
+    args: Any,
+    overrides: dict[str, Any],
+    num_gpus: int,
+    deal: Callable[[Params, Path], dict[str, Any] | None] | None = None,
+) -> Search:
+    """The search of a parent folder, as its params.json, its record and the command line say. UserError.
+
+    `deal` looks at the data, before any child is written: who validates in which fold.
+    """
     record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
     overrides = params_module.deep_merge(record.get("overrides", {}), overrides)
     params = params_module.load(folder.path, overrides)
@@ -279,8 +288,10 @@ def open_search(folder: Folder, args: Any, overrides: dict[str, Any], num_gpus: 
         more = ["--restore_file", str(weights.resolve())]
     stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
     slots = (num_gpus or 1) if params.search.engine == "local" else ON_A_CLUSTER
+    check(params)
+    assignment = deal(params, Path(given)) if deal else None
     search = Search(folder, params, overrides, Path(given), stated or slots)
-    search.more += more
+    search.more, search.assignment = search.more + more, assignment
     return search
 
 

@@ -65,14 +65,14 @@ def take(sources: dict[str, Source], fold: Sequence[int]) -> dict[str, Source]:
     return sources | taken
 
 
-def fold_assignment(data_dir: Path | str, params: Params, k: int, cache_dir: Path | None = None) -> dict[str, Any]:
+def fold_assignment(data_dir: Path, params: Params, k: int, cache_dir: Path | str | None = None) -> dict[str, Any]:
     """{"k", "images", "data", "digest", "counts": {class: [images in each part]}, "parts": {path: part from 1 on}}.
 
     What every experiment with [i, k] as its fold has, whatever i and the seed. Builds the caches that they will use.
     UserError as `take`.
     """
-    where = Path(cache_dir) if cache_dir else cache.default_dir(Path(data_dir))
-    sources, _ = image_folder(["train", "valid"], Path(data_dir), params, None, where)
+    where = Path(cache_dir) if cache_dir else cache.default_dir(data_dir)
+    sources, _ = image_folder(["train", "valid"], data_dir, params, None, where)
     whole = join(sources["train"], sources["valid"])
     parts = deal(whole, k)
     return describe(whole, parts, k) | {"parts": listing(whole, parts)}

@@ -9,7 +9,7 @@ import pytest
 from helpers_data import are_equal, batches, loaders, make_params
 from sklearn.model_selection import StratifiedKFold
 
-from kit import call, experiment, history, make_dataset, make_images, tree, weights
+from kit import call, experiment, history, make_dataset, make_images, shell, tree, weights
 from model import folds, reading
 from model.images import read_image
 from utils import UserError
@@ -254,3 +254,29 @@ def test_a_fold_trains_and_is_recorded_evaluated_and_continued(data, tmp_path):
     assert code == 2 and "fold [2, 3] -> [1, 3]" in printed
     code, printed = call("train", "--model_dir", folder, "--num_epochs=4")
     assert code == 0 and len(history(folder)) == 4, printed
+
+
+def test_a_search_shares_and_records_the_parts(tmp_path):
+    data = make_dataset(tmp_path / "data", splits=("train", "valid"), per_class=6)
+    parent = experiment(tmp_path / "p", num_epochs=1, hyper_search={"learning_rate": [0.01, 0.1]}, search={"folds": 3})
+    before = tree(parent)
+    flags = ("--data_dir", data, "--parent_dir", parent)
+    done = shell("search_hyperparams", *flags, "--search.folds=40")
+    assert done.returncode == 2 and "36 different images make at most 36" in done.stderr
+    assert tree(parent) == before, "nothing is written"
+    done = shell("search_hyperparams", *flags)
+    assert done.returncode == 0, done.stderr
+    shared = json.loads((parent / "record/folds.json").read_text())
+    children = [path.parent.parent for path in parent.glob("*/record/fold.json")]
+    assert len(children) == 6
+    seen = {}
+    for child in children:
+        record = json.loads((child / "record/fold.json").read_text())
+        assert record == {"fold": record["fold"], **shared}
+        assert json.loads((child / "params.json").read_text())["fold"] == record["fold"]
+        seen.setdefault(child.name.partition("__")[0], []).append(record["fold"][0])
+    assert {name: sorted(parts) for name, parts in seen.items()} == {
+        "learning_rate_0.01": [1, 2, 3],
+        "learning_rate_0.1": [1, 2, 3],
+    }
+    assert sorted(shared["parts"]) == everything(data) and set(shared["parts"].values()) == {1, 2, 3}
