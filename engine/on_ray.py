@@ -1,7 +1,9 @@
 """Ray: the tasks of a search on a cluster that exists, or on one of this machine that is started and stopped here.
 
 A task is a Ray task that runs train.py as a process of its own; see engine/remote.py. When its node is lost, Ray
-begins it again elsewhere, and its folder knows how far it was.
+begins it again elsewhere, and its folder knows how far it was. Of a node that goes silent, as by a power cut, Ray
+learns late (7 minutes were seen, by the defaults of its connections): a task that has shown no sign of life for a
+minute is given up here, and the search begins it again.
 """
 
 import os
@@ -15,12 +17,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from engine import remote
-from engine.tasks import KEPT, LOGS, Ended, Task
+from engine.tasks import KEPT, LOGS, Ended, Task, end_of
 from include import EXIT_SYSTEM
 from params import Positive, Strict, Text
 from utils import UserError, nearest
 
-JOIN = 60.0  # seconds that a node may take to join
+JOIN, LOST = 60.0, 60.0  # seconds: that a node may take to join; without a sign of life
 
 
 class Options(Strict):
@@ -51,7 +53,8 @@ class RayEngine:
     def __init__(self, code: Path, parent: Path, parallel: int, options: Mapping[str, Any]):
         self.num_slots = parallel
         self.script, self.jobs = str((code / "train.py").absolute()), (parent / LOGS).absolute()
-        self.under_way: dict[Any, str] = {}  # Ray's reference -> name
+        self.under_way: dict[Any, Task] = {}  # by Ray's references
+        self.beats: dict[str, tuple[str, float]] = {}  # the last of a task, and when it changed; 0: it is an old one
         self.options = read_options(options)
         self.address = self.options.address or os.environ.get("RAY_ADDRESS") or "local"
         self.ray = import_ray(self.address == "local")
@@ -106,7 +109,8 @@ class RayEngine:
                 **self.needs, max_retries=self.options.retries, scheduling_strategy="SPREAD", name=task.name
             )
             reference = there.remote([self.script, *task.argv], os.getcwd(), str(self.jobs), task.name, KEPT)
-            self.under_way[reference] = task.name
+            self.under_way[reference] = task
+            self.beats[task.name] = self._beat(task), 0.0
 
     def wait(self, seconds: float) -> list[Ended]:
         if not self.under_way:
@@ -116,30 +120,46 @@ class RayEngine:
             ready, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=seconds)
             if ready:
                 ready, _ = self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=0)
-            return [self._end(reference) for reference in ready]
+            return [self._end(reference) for reference in ready] + self._lost()
         except (ConnectionError, self.ray.exceptions.RaySystemError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the Ray cluster is lost ({reason}); the same command continues", EXIT_SYSTEM) from None
 
     def _end(self, reference: Any) -> Ended:
-        name = self.under_way.pop(reference)
+        name = self.under_way.pop(reference).name
         try:
             return Ended(name, self.ray.get(reference))
         except self.ray.exceptions.RayError as error:  # its node or its worker was lost too often
             return Ended(name, -signal.SIGKILL, " ".join(str(error).split())[:200])
 
+    def _beat(self, task: Task) -> str:
+        return remote.read(remote.beat_file(self.jobs, task.name))
+
+    def _lost(self) -> list[Ended]:
+        """The tasks that beat no more. One on a host that is cut off may have ended well: its folder says so."""
+        lost, now = [], time.monotonic()
+        for reference, task in list(self.under_way.items()):
+            (last, since), beat = self.beats[task.name], self._beat(task)
+            if beat != last:
+                self.beats[task.name] = beat, now
+            elif since and now - since > LOST:
+                del self.under_way[reference]
+                self.ray.cancel(reference, force=True)
+                lost.append(Ended(task.name, end_of(task.folder), f"no sign of life for {LOST:g} s"))
+        return lost
+
     def stop(self, name: str) -> None:
-        if name in self.under_way.values():
+        if any(task.name == name for task in self.under_way.values()):
             remote.stop_file(self.jobs, name).touch()
 
     def close(self) -> None:
-        for name in self.under_way.values():
-            remote.stop_file(self.jobs, name).touch()
+        for task in self.under_way.values():
+            remote.stop_file(self.jobs, task.name).touch()
         if self.under_way and self.ray.is_initialized():
             self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=remote.PATIENCE)
         self.ray.shutdown()
-        for name in self.under_way.values():
-            remote.stop_file(self.jobs, name).unlink(missing_ok=True)
+        for task in self.under_way.values():
+            remote.stop_file(self.jobs, task.name).unlink(missing_ok=True)
         self.under_way.clear()
 
 

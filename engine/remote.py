@@ -31,7 +31,7 @@ class Claim:
     """The right to train what `base` names, by the files base.claim and base.beat."""
 
     def __init__(self, base: Path):
-        self.claim, self.beats = base.with_name(f"{base.name}.claim"), base.with_name(f"{base.name}.beat")
+        self.claim, self.beats = base.with_name(f"{base.name}.claim"), beat_file(base.parent, base.name)
         self.token, self.count, self.due = uuid.uuid4().hex, 0, 0.0
 
     def take(self) -> bool:
@@ -70,6 +70,11 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def beat_file(jobs: Path, name: str) -> Path:
+    """What changes while a task is alive."""
+    return jobs / f"{name}.beat"
 
 
 def stop_file(jobs: Path, name: str) -> Path:
