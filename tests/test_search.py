@@ -503,7 +503,7 @@ def kill_search(data: Path, folder: Path, kills: int, rng: random.Random) -> int
 def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epochs, kills):
     folders = []
     for name in ("whole", "killed"):
-        folder = parent(tmp_path / name / "p", {"learning_rate": [round(0.001 * (1 + n), 4) for n in range(num)]},
+        folder = parent(tmp_path / name / "p", {"learning_rate": [round(0.0002 * (1 + n), 4) for n in range(num)]},
                         num_epochs=epochs, checkpoint_minutes=0.0003, save_summary_steps=1, observers=["ledger.py:Ledger"],
                         batch_size=4, ema=0.9)  # fmt: skip
         (folder / "ledger.py").write_text(LEDGER)
