@@ -31,6 +31,8 @@ from ray import tune
 root, data, work, num = sys.argv[1:4] + [int(sys.argv[4])]
 
 def trial(config):
+    import signal
+    signal.signal = lambda *_: None  # Ray Tune calls this in a thread, where no handler can be set
     sys.path.insert(0, root)
     import train
     folder = Path(work) / f"t{config['number']}"
@@ -41,7 +43,8 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 tuner = tune.Tuner(tune.with_resources(trial, {"cpu": 1}), param_space={"number": tune.grid_search(list(range(num)))},
                    tune_config=tune.TuneConfig(max_concurrent_trials=2),
                    run_config=tune.RunConfig(storage_path=work + "/tune", verbose=0))
-assert len(tuner.fit()) == num
+found = tuner.fit()
+assert len(found) == num and not found.errors, found.errors
 """
 
 
