@@ -9,6 +9,7 @@ minute is given up here, and the search begins it again.
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,9 +75,12 @@ class RayEngine:
             num_cpus = max(1, round(self.num_slots * self.options.num_cpus))
             quiet |= {"num_cpus": num_cpus, "include_dashboard": False}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        host, _, port = self.address.rpartition(":")
         try:
+            if port.isdigit() and "/" not in host:  # Ray would try for minutes
+                socket.create_connection((host.strip("[]"), int(port)), 10).close()
             self.ray.init(address=self.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
+        except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"no Ray cluster at {self.address} that takes us: {reason}") from None
         finally:
