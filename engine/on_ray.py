@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from pydantic import Field, ValidationError
 
 from engine import remote
 from engine.tasks import KEPT, LOGS, Ended, Task, end_of
-from include import EXIT_SYSTEM
 from params import Positive, Strict, Text
 from utils import UserError, nearest
 
@@ -54,7 +54,7 @@ class RayEngine:
     def __init__(self, code: Path, parent: Path, parallel: int, options: Mapping[str, Any]):
         self.num_slots = parallel
         self.script, self.jobs = str((code / "train.py").absolute()), (parent / LOGS).absolute()
-        self.under_way: dict[Any, Task] = {}  # by Ray's references
+        self.under_way: dict[futures.Future[int], tuple[Any, Task]] = {}  # with Ray's references
         self.beats: dict[str, tuple[str, float]] = {}  # the last of a task, and when it changed; 0: it is an old one
         self.options = read_options(options)
         self.address = self.options.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -113,28 +113,22 @@ class RayEngine:
                 **self.needs, max_retries=self.options.retries, scheduling_strategy="SPREAD", name=task.name
             )
             reference = there.remote([self.script, *task.argv], os.getcwd(), str(self.jobs), task.name, KEPT)
-            self.under_way[reference] = task
+            self.under_way[reference.future()] = reference, task
             self.beats[task.name] = self._beat(task), 0.0
 
     def wait(self, seconds: float) -> list[Ended]:
         if not self.under_way:
             time.sleep(seconds)
             return []
-        try:
-            ready, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=seconds)
-            if ready:
-                ready, _ = self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=0)
-            return [self._end(reference) for reference in ready] + self._lost()
-        except (ConnectionError, self.ray.exceptions.RaySystemError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the Ray cluster is lost ({reason}); the same command continues", EXIT_SYSTEM) from None
+        # Not ray.wait(): what a signal handler raises in there comes out as something else.
+        done, _ = futures.wait(self.under_way, seconds, futures.FIRST_COMPLETED)
+        return [self._end(future) for future in done] + self._lost()
 
-    def _end(self, reference: Any) -> Ended:
-        name = self.under_way.pop(reference).name
-        try:
-            return Ended(name, self.ray.get(reference))
-        except self.ray.exceptions.RayError as error:  # its node or its worker was lost too often
-            return Ended(name, -signal.SIGKILL, " ".join(str(error).split())[:200])
+    def _end(self, future: futures.Future[int]) -> Ended:
+        _, task = self.under_way.pop(future)
+        if error := future.exception():  # its node or its worker was lost too often
+            return Ended(task.name, -signal.SIGKILL, " ".join(str(error).split())[:200])
+        return Ended(task.name, future.result())
 
     def _beat(self, task: Task) -> str:
         return remote.read(remote.beat_file(self.jobs, task.name))
@@ -142,27 +136,26 @@ class RayEngine:
     def _lost(self) -> list[Ended]:
         """The tasks that beat no more. One on a host that is cut off may have ended well: its folder says so."""
         lost, now = [], time.monotonic()
-        for reference, task in list(self.under_way.items()):
+        for future, (reference, task) in list(self.under_way.items()):
             (last, since), beat = self.beats[task.name], self._beat(task)
             if beat != last:
                 self.beats[task.name] = beat, now
             elif since and now - since > LOST:
-                del self.under_way[reference]
+                del self.under_way[future]
                 self.ray.cancel(reference, force=True)
                 lost.append(Ended(task.name, end_of(task.folder), f"no sign of life for {LOST:g} s"))
         return lost
 
     def stop(self, name: str) -> None:
-        if any(task.name == name for task in self.under_way.values()):
+        if any(task.name == name for _, task in self.under_way.values()):
             remote.stop_file(self.jobs, name).touch()
 
     def close(self) -> None:
-        for task in self.under_way.values():
+        for _, task in self.under_way.values():
             remote.stop_file(self.jobs, task.name).touch()
-        if self.under_way and self.ray.is_initialized():
-            self.ray.wait(list(self.under_way), num_returns=len(self.under_way), timeout=remote.PATIENCE)
+        futures.wait(self.under_way, remote.PATIENCE)
         self.ray.shutdown()
-        for task in self.under_way.values():
+        for _, task in self.under_way.values():
             remote.stop_file(self.jobs, task.name).unlink(missing_ok=True)
         self.under_way.clear()
 

@@ -240,7 +240,9 @@ def queue(form: str = "%F %K %T %j") -> list[str]:
 
 def no_delay(job: str) -> None:
     """Slurm lets a job that is requeued wait two minutes."""
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+    if any("BeginTime" in line for line in queue("%r")):
+        subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+        time.sleep(2)
 
 
 @pytest.mark.slow
@@ -320,16 +322,24 @@ def test_an_array_of_eight_one_of_them_requeued(slurm, data, tmp_path):
 # --- Ray ------------------------------------------------------------------------------------------------------
 
 
-def test_a_local_ray_is_started_closed_to_the_world_and_ended(data, tmp_path):
+def test_a_local_ray_is_closed_to_the_world_and_ends_with_its_search(data, tmp_path):
     cluster.need(packages=("ray",))
-    folder = parent(tmp_path / "p", "ray", 2, 2, 2)
+    folder = parent(tmp_path / "p", "ray", 2, 2, 40)
     before = cluster.ray_processes()
     search = start(data, folder, dict(os.environ))
-    until(lambda: any(map(sees_middle, folder.glob("learning_rate_*"))), search)
+    until(
+        lambda: len(children := list(folder.glob("learning_rate_*"))) == 2 and all(map(sees_middle, children)), search
+    )
     assert cluster.ray_processes() - before and not cluster.open_ports(cluster.ray_processes() - before)
+    search.terminate()
+    printed = search.communicate(timeout=60)[0]
+    assert search.returncode == 143 and "saving: the same command goes on" in printed, printed
+    assert states(folder) == ["interrupted"] * 2
+    until(lambda: not cluster.ray_processes() - before, seconds=20)
+    search = start(data, folder, dict(os.environ))
     printed = search.communicate(timeout=150)[0]
     assert search.returncode == 0 and states(folder) == ["done"] * 2, printed
-    until(lambda: not cluster.ray_processes() - before, seconds=20)
+    assert all(len(continued(child)) == 1 for child in folder.glob("learning_rate_*"))
 
 
 def test_a_ray_that_is_not_there_is_one_line(data, tmp_path):
