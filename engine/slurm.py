@@ -72,7 +72,7 @@ def parameters(executor: Any, given: dict[str, Any], parallel: int) -> dict[str,
     export = [*(name for name in KEPT if name in os.environ), "SUBMITIT_EXECUTOR=slurm"]
     more = {"export": ",".join(export), "requeue": True, "signal": f"USR1@{delay}"}
     more |= given.pop("additional_parameters", None) or {}
-    values = {"time": None, "wckey": None}  # as the site has it
+    values: dict[str, Any] = {"time": None, "wckey": None}  # as the site has it
     values |= {renamed.get(name, name): value for name, value in given.items()}
     if isinstance(memory := values.get("mem"), int | float):
         values["mem"] = f"{round(memory * 1024)}MB"

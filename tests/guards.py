@@ -28,6 +28,7 @@ class Guard:
 
 R, P, H = "tests/test_reliability.py", "tests/test_processes.py", "tests/test_hostile.py"
 D = "tests/test_distributed.py"
+E = "tests/test_engines.py"
 GUARDS = [
     Guard("temporary file, then replace", "utils.py", "        os.replace(temporary, path)\n",
           "        os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), content)\n", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
@@ -75,6 +76,14 @@ GUARDS = [
           f"{P}::test_where_folders_cannot_be_locked_params_json_is"),
     Guard("forked children let the lock go", "engine/lock.py", "os.register_at_fork(after_in_child=_let_go)\n", "",
           f"{P}::test_a_child_that_outlives_its_parent_holds_no_lock"),
+    Guard("the latest attempt has the folder", "engine/remote.py", "(stop.exists() or not claim.is_ours())", "stop.exists()",
+          f"{E}::test_the_latest_attempt_trains_and_the_one_before_it_saves_first"),
+    Guard("the silent are overtaken", "engine/remote.py", "elif time.monotonic() - since > SILENCE:", "elif False:",
+          f"{E}::test_a_silent_attempt_is_waited_for_and_then_overtaken"),
+    Guard("a task dies with its worker", "engine/remote.py", "preexec_fn=die", "preexec_fn=None",
+          f"{E}::test_who_runs_a_task_takes_it_along"),
+    Guard("jobs are found again", "engine/slurm.py", "if name in known and not known[name].is_over:", "if False:",
+          f"{E}::test_what_was_submitted_is_found_again_and_stopped_jobs_save"),
     Guard("workers die with their parent", "utils.py", "        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG of linux/prctl.h\n", "",
           f"{P}::test_a_worker_that_hangs_dies_with_its_parent"),
     Guard("a dead worker's file is named", "model/data_loader.py", "            self.at[worker.id % len(self.at)] = position", "            pass",

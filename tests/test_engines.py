@@ -324,7 +324,7 @@ def test_an_array_of_eight_one_of_them_requeued(slurm, data, tmp_path):
 
 def test_a_local_ray_is_closed_to_the_world_and_ends_with_its_search(data, tmp_path):
     cluster.need(packages=("ray",))
-    folder = parent(tmp_path / "p", "ray", 2, 2, 40)
+    folder = parent(tmp_path / "p", "ray", 2, 2, 25)
     before = cluster.ray_processes()
     search = start(data, folder, dict(os.environ))
     until(
