@@ -105,7 +105,7 @@ GUARDS = [
           "        pass\n", f"{P}::test_a_worker_that_hangs_ends_when_its_parent_does"),
     Guard("not writable is said first", "train.py", "            folder.check_writable()\n", "",
           f"{P}::test_what_may_not_be_written_is_said_before_anything_is_loaded"),
-    Guard("closed streams are opened", "utils.py", "    _open_streams()\n    try:", "    try:", f"{P}::test_a_closed_console_stops_nothing"),
+    Guard("closed streams are opened", "utils.py", "    _open_streams()\n    sys.exit", "    sys.exit", f"{P}::test_a_closed_console_stops_nothing"),
     Guard("ranks agree", "engine/control.py", "self.world.agree(SIGNALLED + self.number if self.number else wish)",
           "SIGNALLED + self.number if self.number else wish", f"{D}::test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues"),
     Guard("a lost rank is said", "engine/session.py", "if self.run.world.is_lost(error):", "if False:",
