@@ -71,7 +71,10 @@ def parameters(executor: Any, given: dict[str, Any], parallel: int) -> dict[str,
         raise UserError("search.slurm: requeues and signal_delay_s are whole numbers, 0 or more")
     export = [*(name for name in KEPT if name in os.environ), "SUBMITIT_EXECUTOR=slurm"]
     more = {"export": ",".join(export), "requeue": True, "signal": f"USR1@{delay}"}
-    more |= given.pop("additional_parameters", None) or {}
+    extra = given.pop("additional_parameters", {})
+    if not isinstance(extra, dict):
+        raise UserError(f"search.slurm.additional_parameters: {extra!r} given; possible: an object of sbatch's options")
+    more |= extra
     values: dict[str, Any] = {"time": None, "wckey": None}  # as the site has it
     values |= {renamed.get(name, name): value for name, value in given.items()}
     if isinstance(memory := values.get("mem"), int | float):

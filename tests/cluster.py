@@ -69,7 +69,12 @@ def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
 def slurm() -> Iterator[Path]:
     """A controller and a node with 8 CPUs; what it yields is for SLURM_CONF."""
     need("munged", "slurmctld", "slurmd", "sbatch", packages=("submitit",))
-    top, started = Path(tempfile.mkdtemp(prefix="kit-slurm-")), []
+    with tempfile.TemporaryDirectory(prefix="kit-slurm-", ignore_cleanup_errors=True) as top:
+        yield from start_slurm(Path(top))
+
+
+def start_slurm(top: Path) -> Iterator[Path]:
+    started: list[subprocess.Popen] = []
     for name in ("munge", "state", "spool"):
         (top / name).mkdir()
     top.chmod(0o755)
@@ -98,10 +103,11 @@ def slurm() -> Iterator[Path]:
             if time.monotonic() > end:
                 pytest.skip(f"Slurm does not start here: {(top / 'out').read_text()[-300:]}")
             time.sleep(0.3)
-        yield conf
-        subprocess.run(["scancel", "--user=root"], env=environ, capture_output=True)
-        time.sleep(1)
-    shutil.rmtree(top, ignore_errors=True)
+        try:
+            yield conf
+        finally:
+            subprocess.run(["scancel", "--user=root"], env=environ, capture_output=True)
+            time.sleep(1)
 
 
 # --- hosts ------------------------------------------------------------------------------------------
@@ -174,7 +180,12 @@ def training_on(host: str) -> dict[str, int]:
 def ray_cluster(cpus: tuple[int, ...] = (0, 2, 2)) -> Iterator[tuple[list[str], dict[str, str], str]]:
     """(hosts, environment of whoever uses the cluster, its address): a head, and workers that are missed after 5 s."""
     need(packages=("ray",))
-    top, address = tempfile.mkdtemp(prefix="kr", dir="/tmp"), "10.77.0.1:6399"
+    with tempfile.TemporaryDirectory(prefix="kr", dir="/tmp", ignore_cleanup_errors=True) as top:
+        yield from start_ray(top, cpus)
+
+
+def start_ray(top: str, cpus: tuple[int, ...]) -> Iterator[tuple[list[str], dict[str, str], str]]:
+    address = "10.77.0.1:6399"
     words = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
@@ -190,7 +201,6 @@ def ray_cluster(cpus: tuple[int, ...] = (0, 2, 2)) -> Iterator[tuple[list[str], 
             started.append(subprocess.Popen(command, env=environ, stdout=out, stderr=out, start_new_session=True))
             wait_for_runtimes(n, Path(top, "out"), started[-1])
         yield names, environ, address
-    shutil.rmtree(top, ignore_errors=True)
 
 
 def wait_for_runtimes(number: int, out: Path, process: subprocess.Popen, seconds: float = 90) -> None:

@@ -101,6 +101,7 @@ def test_a_wrong_option_of_ray_is_one_line(given, said):
         ({"partitoin": "gpu"}, "unknown key 'partitoin'; did you mean 'partition'?"),
         ({"job_name": "x"}, "unknown key 'job_name'"),  # the queue is searched by it
         ({"tasks_per_node": 2}, "unknown key 'tasks_per_node'"),  # each would train the same folder
+        ({"additional_parameters": "x"}, "additional_parameters: 'x' given; possible: an object"),
         ({"requeues": -1}, "requeues and signal_delay_s are whole numbers"),
     ],
 )
