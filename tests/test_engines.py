@@ -246,7 +246,6 @@ def no_delay(job: str) -> None:
         time.sleep(2)
 
 
-@pytest.mark.slow
 def test_one_run_is_queued_once_and_comes_back_by_itself(slurm, data, tmp_path):
     folder = experiment(tmp_path / "e", **CHILD | {"num_epochs": 20, "threads": 1})
     command = ["--data_dir", data, "--model_dir", folder, "--engine", "slurm"]

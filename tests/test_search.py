@@ -496,11 +496,11 @@ def kill_search(data: Path, folder: Path, kills: int, rng: random.Random) -> int
             process.wait()
 
 
-@pytest.mark.parametrize("num, epochs, kills, most", [
-    (6, 6, 15, 1.25),  # a kill for every 20 steps
-    pytest.param(50, 12, 200, 1.1, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+@pytest.mark.parametrize("num, epochs, kills", [
+    (6, 6, 15),
+    pytest.param(50, 12, 200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
 ])  # fmt: skip
-def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epochs, kills, most):
+def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epochs, kills):
     folders = []
     for name in ("whole", "killed"):
         folder = parent(tmp_path / name / "p", {"learning_rate": [round(0.0002 * (1 + n), 4) for n in range(num)]},
@@ -515,7 +515,7 @@ def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epo
     planned = Counter((whole / "ledger.txt").read_text().split()[::2])
     print(f"{kills} kills, {starts} starts, {sum(steps.values())} steps for {sum(planned.values())}")
     assert states(killed) == dict.fromkeys(states(whole), "done") and len(states(whole)) == num
-    assert sum(steps.values()) <= most * sum(planned.values())
+    assert sum(steps.values()) <= 1.1 * sum(planned.values())
     assert all(steps[name] >= planned[name] for name in planned)
     for name in states(whole):
         assert weights(killed / name) == weights(whole / name) and history(killed / name) == history(whole / name)
