@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from engine.arguments import Parser
-from engine.report import find_folders, read_rows
+from engine.report import read_rows
+from engine.tree import find_folders
 from utils import UserError, run_script, to_json
 
 FIGURE = "history_plots.png"

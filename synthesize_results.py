@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.arguments import Parser
-from engine.report import find_folders, read_rows
+from engine.report import read_rows
 from engine.summary import Summary, read_summary, report_text, summarise, to_object, write_summary
 from engine.tables import MAX_ROWS, at_equal_epochs, choose_columns, printable, select, to_csv
+from engine.tree import find_folders
 from utils import UserError, run_script, to_json
 
 REFRESH = 2  # seconds

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.provenance import code_differences
-from engine.report import Row, differing, find_folders, grouped, read_rows, show
+from engine.report import Row, differing, grouped, read_rows, show
 from engine.statistics import LEVEL, judge
 from engine.tables import compared_metric, is_less_better, metric_columns, printable, to_markdown
+from engine.tree import find_folders
 from include import CODE
 from utils import UserError
 

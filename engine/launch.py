@@ -7,6 +7,7 @@ them and goes on. Its own file, record/search.json, holds the time spent and wha
 import itertools
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from engine.search import Progress, bracket, grid, is_below_median, promote, run
 from engine.tasks import Ended, Engine, Task, stated_cores
 from include import CODE, EXIT_BUSY, PARAMS, RECORD
 from params import Params
-from utils import UserError, num_cores, write_json
+from utils import UserError, nearest, num_cores, write_json
 
 SEARCH = "record/search.json"
 RETRIES = 3  # of a child that ended without having saved anything new
@@ -73,7 +74,8 @@ class Search:
         """The points of a grid or a random search; of a TPE search those that it came to so far."""
         space, limit = self.params.hyper_search, self.search.num_trials
         if self.search.sampler == "tpe":
-            records = [child.folder.record(TRIAL) for child in self.children.by_name.values()]
+            kinds = {"number": int, "values": dict}
+            records = [child.folder.record(TRIAL, **kinds) for child in self.children.by_name.values()]
             known = {record["number"]: record["values"] for record in records if record}
             return [known[number] for number in sorted(known)]
         points = grid(space) if self.search.sampler == "grid" else sample(space, self.params.seed)
@@ -123,8 +125,9 @@ class Search:
     def _suggested(self) -> list[Child]:
         """The children of TPE's next point, written; [] when there are as many points as were asked for."""
         points: dict[int, list[Child]] = {}
-        for child in self.children.by_name.values():
-            points.setdefault(child.progress.number, []).append(child)
+        for place, child in enumerate(self.children.by_name.values()):
+            number = child.progress.number
+            points.setdefault(number if number >= 0 else -1 - place, []).append(child)  # added ones stand alone
         if len(points) >= (self.search.num_trials or math.inf):
             return []
         past = []
@@ -203,7 +206,7 @@ class Search:
             if self.futile[child.name] <= RETRIES:
                 paused = ended.code == 0
                 return Event("paused" if paused else "lost", child.name,
-                             f"after epoch {epochs}" if paused else f"exit {ended.code}, tried again")  # fmt: skip
+                             f"after epoch {epochs}" if paused else f"exit {ended.code}")  # fmt: skip
         return self._say_failed(child, ended)
 
     def _say_failed(self, child: Child, ended: Ended) -> Event:
@@ -326,5 +329,9 @@ def check(params: Params) -> None:
         raise UserError(f"{source}: search.pruner: {search.pruner} goes with sampler grid or random; median with tpe")
     if search.pruner != "none" and search.folds:
         raise UserError(f"{source}: search.pruner: none goes with search.folds: every fold counts")
+    metric = re.sub("^(val|train)_", "", search.metric.rpartition(":")[2])
+    names = [name.rpartition(":")[2] for name in (*params.metrics, params.best_metric)]
+    if metric not in (known := ["loss", *names]) and not {"metrics", "best_metric"} & params.hyper_search.keys():
+        raise UserError(f"{source}: search.metric: {search.metric!r} given; {nearest(metric, dict.fromkeys(known))}")
     for key in {"seed", "fold"} & params.hyper_search.keys():
         raise UserError(f"{source}: hyper_search.{key}: replicates of a point, not points: set search.{key}s")

@@ -1,4 +1,4 @@
-"""report.html of one experiment, and of the folder that holds several: static, from disk, without a network."""
+"""report.html of one experiment: static, from disk, without a network. Of several: engine/page_runs.py."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from engine.markup import (
     text,
     write_document,
 )
-from engine.page_runs import state_of, write_runs_page
-from engine.report import count_looks, find_folders, flatten, read_rows, show
+from engine.page_runs import state_of
+from engine.report import count_looks, flatten, read_rows, show
 from include import (
     BATCH_PNG,
     CODE,
@@ -34,6 +34,7 @@ from include import (
     EVALUATION,
     HISTORY_CSV,
     HISTORY_JSON,
+    LR_FIND_PNG,
     META,
     METRICS_BEST,
     METRICS_LAST,
@@ -50,24 +51,10 @@ from utils import UserError, command
 
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
 LOG_LINES = 60
-PICTURES = (BATCH_PNG, TRAIN_HISTORY_PNG, "lr_find.png")
+PICTURES = (BATCH_PNG, TRAIN_HISTORY_PNG, LR_FIND_PNG)
 EVALUATED = ("confusion_matrix.png", "top_losses.png")
 FILES = (PARAMS, HISTORY_CSV, TRAIN_LOG, f"{EVALUATION}/per_class.csv", f"{EVALUATION}/predictions.csv", RESOLVED, META,
          REQUIREMENTS, DIFF_PATCH, CODE)  # fmt: skip
-
-
-def write_page(path: Path, verdict: str = "") -> Path:
-    """Write `path`/report.html: of one experiment, or of all that lie below, whose own pages are written too.
-
-    verdict: what may be said about which run is best. UserError when there is no such folder.
-    """
-    if (path / RESOLVED).exists():
-        return write_experiment_page(path)
-    folders = find_folders(path)
-    rows, problems = read_rows(folders, path)
-    page = write_runs_page(path, rows, problems, verdict)
-    write_experiment_pages(folders)
-    return page
 
 
 def write_experiment_pages(folders: Sequence[Path]) -> list[Path]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from engine.figures import BEST, MUTED, PALETTE, TRAIN, curve, drawing, epoch_axis, log_if_wide, shorten
 from engine.importance import importance, is_logarithmic
-from engine.report import REPLICATES, Row, differing, find_folders, grouped, natural, read_rows, show
-from engine.tables import make_table
+from engine.report import REPLICATES, Row, differing, grouped, show
+from engine.tables import compared_metric, is_less_better, make_table
+from engine.tree import natural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,11 +67,11 @@ def compare(rows: Sequence[Row], sort: str | None = None) -> Comparison:
     _, cells = make_table(rows, sort)
     by_name = {row.name: row for row in rows}
     ordered = [by_name[line["folder"]] for line in cells]
-    metric = Counter(row.best_metric for row in rows).most_common(1)[0][0] if rows else "accuracy"
+    metric = compared_metric(rows)
     wanted = (sort or metric).removeprefix("val_")
     is_metric = any(wanted in row.best for row in rows)
     metric = wanted if is_metric else metric
-    minimize = any(metric in row.minimized for row in rows)
+    minimize = is_less_better(rows, metric)
     keys = [key for key in differing(ordered) if key not in REPLICATES]
     found = Comparison(ordered, grouped(ordered), keys, metric, minimize)
     if is_metric:
@@ -82,12 +83,6 @@ def compare(rows: Sequence[Row], sort: str | None = None) -> Comparison:
 
         found.groups.sort(key=rank)
     return found
-
-
-def write_plots(parent: Path) -> list[Path]:
-    """Draw the pictures of all experiments under `parent` into it -> their paths; none when nothing ran yet."""
-    rows, _ = read_rows(find_folders(parent), parent)
-    return draw([row for row in rows if row.history], parent)[0]
 
 
 def draw(rows: Sequence[Row], folder: Path, sort: str | None = None) -> tuple[list[Path], list[str]]:

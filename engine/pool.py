@@ -2,7 +2,7 @@
 
 The search starts the frozen code's own copy of that process, so that what runs is the code that was frozen.
 They speak JSON lines: {"start": NAME, "argv": [...], "log": FILE, "environ": {...}} and {"stop": NAME} go in,
-{"ready": true} and {"name": NAME, "code": N} come out. Whoever loses the other ends: no orphan trains on.
+{"name": NAME, "code": N} comes out. Whoever loses the other ends: no orphan trains on.
 """
 
 import contextlib
@@ -54,9 +54,8 @@ class LocalEngine:
             return []
         ended = []
         for line in self._lines(seconds):
-            if "name" in line:
-                self.slots.pop(line["name"], None)
-                ended.append(Ended(line["name"], line["code"], line.get("message", "")))
+            self.slots.pop(line["name"], None)
+            ended.append(Ended(line["name"], line["code"]))
         if self.process.poll() is not None:  # killed: its children save and end
             ended += [Ended(name, -signal.SIGKILL, "the pool process ended") for name in self.slots]
             self.slots.clear()
@@ -138,7 +137,6 @@ class Pool:
         signal.set_wakeup_fd(alarm)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._end)
-        self._say({"ready": True})
         rest = b""
         with selectors.DefaultSelector() as selector:
             selector.register(0, selectors.EVENT_READ)

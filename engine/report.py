@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.lock import is_alive
-from engine.tree import find_folders, natural
 from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
 from params import read_object
-from utils import UserError
-
-__all__ = ["Row", "count_looks", "differing", "find_folders", "grouped", "label", "natural", "read_rows", "show"]
+from utils import UserError, num_cores
 
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
@@ -144,22 +141,15 @@ def read_rows(
 
 def _read_all(named: list[tuple[str, str]], keep_history: bool) -> Iterable[tuple[list[Row], dict[str, str]]]:
     """Chunks of rows and problems, in order; forked processes help with many folders."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = num_cores()
     if len(named) <= MANY or keep_history or cores < 2 or "torch" in sys.modules:
         yield _read_some(named, keep_history)
         return
-    import gc
     import multiprocessing
 
     chunks = [(named[i : i + CHUNK], keep_history) for i in range(0, len(named), CHUNK)]
-    was_collecting = gc.isenabled()
-    gc.disable()  # hundreds of thousands of objects that stay: looking for cycles among them took a third
-    try:
-        with multiprocessing.get_context("fork").Pool(min(cores, MAX_PROCESSES)) as pool:
-            yield from pool.imap(_read_chunk, chunks)
-    finally:
-        if was_collecting:
-            gc.enable()
+    with multiprocessing.get_context("fork").Pool(min(cores, MAX_PROCESSES)) as pool:
+        yield from pool.imap(_read_chunk, chunks)
 
 
 def _read_chunk(chunk: tuple[list[tuple[str, str]], bool]) -> tuple[list[Row], dict[str, str]]:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.page import write_experiment_page, write_experiment_pages, write_runs_page
+from engine.page import write_experiment_page, write_experiment_pages
+from engine.page_runs import write_runs_page
 from engine.plots import draw
-from engine.report import Row, find_folders, read_rows
+from engine.report import Row, read_rows
 from engine.summary import summarise, write_summary
+from engine.tree import find_folders
 
 
 def write_results(parent: Path) -> list[Path]:

@@ -175,7 +175,12 @@ class Session:
             log.info("%s", line)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        self.control.close()
+        try:
+            self._leave(error)
+        finally:
+            self.control.close()  # a signal that comes while the end is written does not break it off
+
+    def _leave(self, error: BaseException | None) -> None:
         self.run.world.leave()
         raised = error
         if not self.run.world.is_main:

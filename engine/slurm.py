@@ -239,7 +239,7 @@ def submit(folder: Folder, args: Any, overrides: dict[str, Any], argv: Sequence[
     """Queue `train.py argv`, by a copy of the code as it is now; what to say. Once: a job that lives is named."""
     from engine.resume import decide
 
-    if idle := [flag for flag in ("verify", "prepare", "find_lr", "overfit") if getattr(args, flag, None)]:
+    if idle := [flag for flag in ("verify", "prepare", "find_lr") if getattr(args, flag)]:
         raise UserError(f"--engine slurm trains: leave out --{idle[0]}")
     name = folder.path.resolve().name
     home = folder.path / LOGS / "slurm"

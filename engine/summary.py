@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.report import REPLICATES, Row, differing, find_folders, grouped, label, read_rows, show
+from engine.report import REPLICATES, Row, differing, grouped, label, read_rows, show
 from engine.statistics import LEVEL, Verdict, interval, judge, resolution
 from engine.tables import (
     MAX_COLUMNS,
@@ -203,11 +203,6 @@ def to_object(summary: Summary, top: int | None = None) -> dict[str, Any]:
 
 
 # --- files ----------------------------------------------------------------------------------------------
-
-
-def write_tables(parent: Path) -> list[Path]:
-    """results.md and results.csv of all experiment folders below `parent`, written there."""
-    return write_summary(parent, read_summary(find_folders(parent), parent))
 
 
 def read_summary(folders: Sequence[Path], parent: Path | None, sort: str | None = None) -> Summary:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from engine.figures import shorten
-from engine.report import Row, differing, natural, numbers, show
+from engine.report import Row, differing, numbers, show
 from engine.schedule import best_row
+from engine.tree import natural
 from utils import UserError, nearest
 
 Cells = dict[str, Any]  # column -> value

@@ -28,7 +28,7 @@ class Guard:
 
 R, P, H = "tests/test_reliability.py", "tests/test_processes.py", "tests/test_hostile.py"
 D = "tests/test_distributed.py"
-E = "tests/test_engines.py"
+E, S = "tests/test_engines.py", "tests/test_search.py"
 GUARDS = [
     Guard("temporary file, then replace", "utils.py", "        os.replace(temporary, path)\n",
           "        os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), content)\n", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
@@ -158,6 +158,31 @@ GUARDS = [
     Guard("a curve that does not fall is said", "engine/find_lr.py",
           "    if first - lowest > max(HARDLY * abs(first), plateau.std()):", "    if True:",
           "tests/test_find_lr.py::test_a_net_that_hardly_learns_is_said"),
+    Guard("a signal does not break the end off", "engine/session.py", "        try:\n            self._leave(error)\n        finally:\n            self.control.close()",
+          "        self.control.close()\n        if True:\n            self._leave(error)",
+          f"{R}::test_a_signal_after_the_last_epoch_does_not_break_the_end_off"),
+    Guard("one search at a time", "search_hyperparams.py", "    with folder.locked():\n", "    if True:\n", f"{S}::test_two_searches_of_one_parent"),
+    Guard("children save when the search ends", "engine/pool.py", "            os.kill(pid, signal.SIGTERM)\n        while",
+          "            os.kill(pid, signal.SIGKILL)\n        while", f"{S}::test_two_searches_of_one_parent"),
+    Guard("a child's own files are the frozen ones", "engine/children.py", 'f"../{CODE}/experiment/")', '"../")',
+          f"{S}::test_the_code_of_the_beginning_is_what_runs"),
+    Guard("the pool runs the frozen code", "search_hyperparams.py", 'str(code / "search_hyperparams.py"), "--serve"]', '__file__, "--serve"]',
+          f"{S}::test_the_code_of_the_beginning_is_what_runs"),
+    Guard("edited children stay", "engine/children.py", "if child.state == \"new\" and written == digest(said):", 'if child.state == "new":',
+          f"{S}::test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected"),
+    Guard("children that never began follow", "engine/children.py", "if child.state == \"new\" and written == digest(said):", "if False:",
+          f"{S}::test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected"),
+    Guard("done children are known", "engine/children.py", '        if manifest.get("done"):\n            progress.state = "done"', '        if manifest.get("done"):\n            progress.state = "new"',
+          f"{S}::test_again_it_trains_nothing_and_a_larger_space_only_what_is_missing"),
+    Guard("a failed child is not tried for ever", "engine/launch.py", "            if self.futile[child.name] <= RETRIES:", "            if True:",
+          f"{S}::test_a_failing_child_says_why_and_the_others_go_on"),
+    Guard("fail_fast", "engine/launch.py", '("a child failed" if fail_fast and event.kind == "failed" else "")', '""', f"{S}::test_fail_fast_starts_no_more"),
+    Guard("a pause at a rung", "engine/session.py", "            raise Paused(event.epoch, self.state.step)", "            pass",
+          f"{S}::test_asha_goes_on_from_the_checkpoint_and_prunes_the_rest"),
+    Guard("epochs of the whole search", "engine/launch.py", "        spent = sum(len(child.progress.scores) for child in self.children.by_name.values())",
+          "        spent = 0", f"{S}::test_budgets_are_of_the_whole_search"),
+    Guard("minutes of the whole search", "engine/launch.py", "            if self._is_late() and not ending:", "            if False:", f"{S}::test_budgets_are_of_the_whole_search"),
+    Guard("a busy child is waited for", "engine/launch.py", "        if ended.code == EXIT_BUSY:", "        if False:", f"{S}::test_a_child_that_somebody_else_trains_is_waited_for"),
 ]  # fmt: skip
 
 

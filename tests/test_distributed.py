@@ -21,17 +21,12 @@ from safetensors.torch import load_file
 from engine import precision
 from engine.distributed import World, find_world, name_attempt
 from engine.loop import train_step
-from kit import ROOT, call, experiment, history, make_dataset, wait_for, weights
+from kit import ROOT, call, experiment, history, wait_for, weights
 from params import Params
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 # No batch norm, which looks at the images of one process alone.
 PLAIN = {"arch": "lenet", "arch_args": {}, "precision": "fp32", "batch_size": 20, "im_sz": 16}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
 
 
 def torchrun(data: Path, folder: Path, *flags: str, num: int = 2) -> list[str]:

@@ -9,20 +9,10 @@ import torch
 from test_train import interrupt
 
 from engine.find_lr import BEGUN, NUM_STEPS, SMOOTHING, Curve, rate_at, suggest
-from kit import call, experiment, history, make_dataset, tree, weights
+from kit import call, experiment, history, tree, weights
 from utils import UserError
 
 WRITTEN = {"lr_find.png", "record/lr_find.json"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
-
-
-@pytest.fixture
-def train(data):
-    return lambda folder, *argv: call("train", "--data_dir", data, "--model_dir", folder, *argv)
 
 
 def found(folder) -> dict:

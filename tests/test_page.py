@@ -16,11 +16,24 @@ from helpers_runs import make_run
 from engine import page_runs
 from engine.folder import Folder
 from engine.markup import PLOTLY, REPORT, embedded, provide_plotly
-from engine.page import write_experiment_pages, write_page
+from engine.page import write_experiment_page, write_experiment_pages
+from engine.page_runs import write_runs_page
 from engine.provenance import changed_files, snapshot, source_files
-from engine.report import find_folders, read_rows
-from include import ROOT
+from engine.report import read_rows
+from engine.tree import find_folders
+from include import RESOLVED, ROOT
 from kit import call, experiment, make_dataset
+
+
+def write_page(path: Path, verdict: str = "") -> Path:
+    """The pages of one experiment, or of all below a folder, without the pictures."""
+    if (path / RESOLVED).exists():
+        return write_experiment_page(path)
+    folders = find_folders(path)
+    page = write_runs_page(path, *read_rows(folders, path), verdict)
+    write_experiment_pages(folders)
+    return page
+
 
 NASTY = "<img src=x onerror='window.hacked=1'> & \"quoted\" %41 #1?"
 ESCAPE = "</script><script>window.hacked=1</script>"

@@ -14,7 +14,8 @@ from PIL import Image
 import plot_results
 from engine import plots
 from engine.importance import importance, is_logarithmic
-from engine.report import find_folders, read_rows
+from engine.report import read_rows
+from engine.tree import find_folders
 from include import ROOT
 from kit import call
 from utils import UserError
@@ -90,16 +91,20 @@ def test_the_band_covers_the_epochs_that_all_have(tmp_path):
     assert plots.mean_curve(rows, "val_unknown") == ([], [], [], [])
 
 
+def draw_all(parent: Path) -> list[Path]:
+    return plots.draw(read_rows(find_folders(parent), parent)[0], parent)[0]
+
+
 @pytest.mark.parametrize("number", [1, 3, 24, 300])
 def test_pictures_of_few_and_of_many(tmp_path, number):
-    written = plots.write_plots(random_search(tmp_path, number))
+    written = draw_all(random_search(tmp_path, number))
     names = [path.name for path in written]
     assert names == {1: names[:1], 3: names[:2]}.get(number, ["history_plots.png", "parameters.png", "importance.png"])
     for path in written:
         width, height = size_of(path)
         assert 400 < width < 1700 and 150 < height < 1400
     first = {path: path.read_bytes() for path in written}
-    assert plots.write_plots(tmp_path) == written and first == {path: path.read_bytes() for path in written}
+    assert draw_all(tmp_path) == written and first == {path: path.read_bytes() for path in written}
 
 
 def drawn(monkeypatch) -> list:
@@ -225,10 +230,10 @@ def test_replicates_are_no_evidence_of_their_own(tmp_path):
 
 def test_an_importance_that_no_longer_holds_is_taken_away(tmp_path):
     random_search(tmp_path, 20)
-    assert (tmp_path / "importance.png") in plots.write_plots(tmp_path)
+    assert (tmp_path / "importance.png") in draw_all(tmp_path)
     for i in range(15):
         (tmp_path / f"run_{i}/metrics_val_best_weights.json").unlink()
-    assert (tmp_path / "importance.png") not in plots.write_plots(tmp_path)
+    assert (tmp_path / "importance.png") not in draw_all(tmp_path)
     assert not (tmp_path / "importance.png").exists()
 
 

@@ -30,11 +30,6 @@ from utils import UserError
 TRAIN = [sys.executable, str(ROOT / "train.py")]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
-
-
 def train(data: Path, folder: Path, *flags: object, **kwargs) -> subprocess.Popen:
     command = [*TRAIN, "--data_dir", str(data), "--model_dir", str(folder), *map(str, flags)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)

@@ -10,15 +10,9 @@ from torch import nn
 
 import train
 from engine import precision
-from kit import call, experiment, make_dataset, tree, weights
+from kit import call, experiment, tree, weights
 from model.tta import TTA, averaged
 from params import Params
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
-
 
 # --- Muon -----------------------------------------------------------------------------------------------------
 

@@ -16,14 +16,8 @@ import torch
 from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
 from engine.folder import Folder, read_manifest
 from engine.session import Session
-from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
+from kit import ROOT, call, experiment, history, shell, tree, weights
 from utils import UserError, write_atomic
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
-
 
 # --- the save ---------------------------------------------------------------------------------------------
 
@@ -192,11 +186,26 @@ def test_killed_at_random_instants_it_comes_to_the_same_bytes():
     assert found["sent"] >= 20 and found["identical"] == found["finished"] >= 3
 
 
+def test_a_signal_after_the_last_epoch_does_not_break_the_end_off(data, tmp_path):
+    """It comes when the run is committed and its observers are closed, before the folder says that it is done."""
+    folder = experiment(tmp_path / "e", observers=["late.py:Late"])
+    (folder / "late.py").write_text(
+        "import os, signal\n\n\nclass Late:\n    def __init__(self, folder, params, step):\n        pass\n\n"
+        "    def step(self, event):\n        pass\n\n    def epoch(self, event, history):\n        pass\n\n"
+        "    def close(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = shell("train", "--data_dir", data, "--model_dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "record/status.json").read_text())["state"] == "done"
+    assert (folder / "train_history.png").exists()
+
+
 def test_a_signal_saves_and_leaves_nobody_behind():
     found = stress("--kills", 12, "--signal", "TERM,INT,HUP,USR1", "--seed", 2)
     assert found["orphans"] == 0 and found["slowest_exit"] < 10
-    for number in (15, 2, 1, 10):  # ended by it, or, before anything was there to save, by the signal itself
-        assert found["codes"].get(str(128 + number), 0) + found["codes"].get(str(-number), 0) >= 2, found["codes"]
+    for number in (15, 2, 1, 10):  # ended by it, or, before anything was there to save, by the signal itself;
+        # one that comes while the end is written changes nothing any more, so that not all three of a kind count
+        assert found["codes"].get(str(128 + number), 0) + found["codes"].get(str(-number), 0) >= 1, found["codes"]
 
 
 @pytest.mark.slow

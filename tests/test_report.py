@@ -17,8 +17,9 @@ from PIL import Image
 import plot_results
 import synthesize_results
 from engine import figures
-from engine.report import find_folders, read_rows
+from engine.report import read_rows
 from engine.tables import make_table, to_csv, to_markdown
+from engine.tree import find_folders
 from include import ROOT
 from utils import UserError
 

@@ -14,9 +14,10 @@ import time
 import pytest
 from test_report import history, make_folder, write
 
-from engine.report import differing, find_folders, read_rows
-from engine.summary import report_text, summarise, write_tables
+from engine.report import differing, read_rows
+from engine.summary import read_summary, report_text, summarise, write_summary
 from engine.tables import make_table, to_latex, to_markdown
+from engine.tree import find_folders
 from engine.watch import duration, watch
 from kit import ROOT, call, experiment, make_dataset
 from utils import UserError
@@ -33,6 +34,11 @@ def search(tmp_path):
             name = f"learning_rate_{rate}__seed_{seed}"
             make_folder(tmp_path / name, accuracy + noise, learning_rate=rate, seed=seed)
     return tmp_path
+
+
+def write_all(folder):
+    """The tables of all runs below a folder -> the files written."""
+    return write_summary(folder, read_summary(find_folders(folder), folder))
 
 
 def synthesize(*argv):
@@ -180,7 +186,7 @@ def test_escapes_and_sizes(tmp_path):
     text = report_text(summarise(*read_rows(find_folders(tmp_path), tmp_path)))
     assert "... 200 more lines and 285 more columns" in text
     assert max(map(len, text.splitlines())) < 600 and len(text.splitlines()) < 110
-    assert len(next(csv.reader(io.StringIO((write_tables(tmp_path)[1]).read_text())))) > 300
+    assert len(next(csv.reader(io.StringIO(write_all(tmp_path)[1].read_text())))) > 300
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -244,7 +250,8 @@ def test_many_folders_are_read_by_several_processes_alike(tmp_path, monkeypatch)
     alone = read_rows(folders, tmp_path, keep_history=False)
     code = (
         "import sys; from pathlib import Path; import engine.report as r; r.MANY, r.CHUNK = 10, 7\n"
-        "rows, problems = r.read_rows(r.find_folders(Path(sys.argv[1])), Path(sys.argv[1]), keep_history=False)\n"
+        "from engine.tree import find_folders\n"
+        "rows, problems = r.read_rows(find_folders(Path(sys.argv[1])), Path(sys.argv[1]), keep_history=False)\n"
         "print('multiprocessing' in sys.modules, repr((rows, problems)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
@@ -260,12 +267,12 @@ def test_differing_whatever_the_order_of_the_keys(tmp_path):
 
 
 def test_csv_is_the_same_whatever_the_clock(search):
-    write_tables(search)
+    write_all(search)
     first = (search / "results.csv").read_bytes()
     for folder in search.glob("*seed*"):
         rows = json.loads((folder / "history.json").read_text())
         write(folder / "history.json", [row | {"seconds": 9.9, "images_per_second": 1} for row in rows])
-    write_tables(search)
+    write_all(search)
     assert (search / "results.csv").read_bytes() == first
 
 
@@ -349,7 +356,7 @@ def test_a_real_run_has_its_number_of_parameters(tmp_path):
 
 
 def test_nothing_is_lost_by_a_mistake(search):
-    write_tables(search)
+    write_all(search)
     before = (search / "results.md").read_bytes()
     with pytest.raises(UserError):
         import synthesize_results

@@ -11,17 +11,6 @@ import pytest
 
 from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "colours")
-
-
-@pytest.fixture
-def train(data):
-    return lambda folder, *argv: call("train", "--data_dir", data, "--model_dir", folder, *argv)
-
-
 EXPECTED = """batch_train.png checkpoints/manifest.json history.csv history.json metrics_val_best_weights.json
 metrics_val_last_weights.json params.json record/augm.json record/code/train.py record/code/model/net.py
 record/code/engine/loop.py record/meta.json record/requirements.txt record/resolved.json record/status.json
