@@ -19,7 +19,9 @@ from utils import UserError, num_cores
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
 MAX_BYTES, LARGEST = 64 << 20, 1e300  # of a file; of a metric
-MANY, CHUNK, MAX_PROCESSES = 2000, 250, 8  # from so many folders on, several processes read
+PART = 1 << 14  # bytes of one read: most files have less, and a larger buffer costs more than the file
+MANY, CHUNK = 2000, 250  # from so many folders on, several processes read
+PER_CORE, MAX_CORES = 4, 8  # processes of a core: most of them wait for a disk that is not in memory yet
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in the place of a file does not hold us up
 
 
@@ -57,14 +59,14 @@ def read_bytes(path: str) -> bytes | None:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
-        parts = [os.read(descriptor, 1 << 16)]
-        while len(parts[-1]) == 1 << 16 and len(parts) << 16 <= MAX_BYTES:
-            parts.append(os.read(descriptor, 1 << 16))
+        parts = [os.read(descriptor, PART)]
+        while len(parts[-1]) == PART and len(parts) * PART <= MAX_BYTES:
+            parts.append(os.read(descriptor, PART))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    if len(parts) << 16 > MAX_BYTES:
+    if len(parts) * PART > MAX_BYTES:
         raise UserError(f"{path}: more than {MAX_BYTES >> 20} MiB")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -148,7 +150,7 @@ def _read_all(named: list[tuple[str, str]], keep_history: bool) -> Iterable[tupl
     import multiprocessing
 
     chunks = [(named[i : i + CHUNK], keep_history) for i in range(0, len(named), CHUNK)]
-    with multiprocessing.get_context("fork").Pool(min(cores, MAX_PROCESSES)) as pool:
+    with multiprocessing.get_context("fork").Pool(PER_CORE * min(cores, MAX_CORES)) as pool:
         yield from pool.imap(_read_chunk, chunks)
 
 

@@ -75,7 +75,7 @@ def judge(groups: Sequence[Group], is_paired: bool | None = None) -> Verdict:
     means = [statistics.fmean(group.values()) for group in groups]
     best = max(range(len(groups)), key=means.__getitem__)
     judged = [i for i, group in enumerate(groups) if len(group) > 1]
-    unjudged = [i for i in range(len(groups)) if i != best and i not in set(judged)]
+    unjudged = [i for i, group in enumerate(groups) if i != best and len(group) < 2]
     others = [i for i in judged if i != best]
     nothing: list[float | None] = [None] * len(groups)
     if best not in judged or not others:
@@ -115,7 +115,8 @@ class Noise:
         self.is_paired = shares_noise(groups) if is_paired is None else is_paired
         self.is_alike = bartlett_p(self.variances, self.freedoms) > GATE
         weighted = sum(v * f for v, f in zip(self.variances, self.freedoms, strict=True))
-        self.pooled = weighted / sum(self.freedoms)
+        self.freedom = sum(self.freedoms)
+        self.pooled = weighted / self.freedom
 
     def against(self, one: int, others: Sequence[int]) -> list[Difference]:
         """Group `one` minus each of `others`."""
@@ -141,7 +142,7 @@ class Noise:
         size_a, size_b = len(self.groups[a]), len(self.groups[b])
         mean = self.means[a] - self.means[b]
         if self.is_alike:
-            return mean, math.sqrt(self.pooled * (1 / size_a + 1 / size_b)) or math.inf, sum(self.freedoms)
+            return mean, math.sqrt(self.pooled * (1 / size_a + 1 / size_b)) or math.inf, self.freedom
         one, two = self.variances[a] / size_a, self.variances[b] / size_b
         freedom = (one + two) ** 2 / (one**2 / (size_a - 1) + two**2 / (size_b - 1))  # Welch and Satterthwaite
         return mean, math.sqrt(one + two), freedom
