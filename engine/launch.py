@@ -21,7 +21,7 @@ from engine.folder import Folder, now
 from engine.pool import last_words
 from engine.provenance import changed_files, snapshot
 from engine.resume import find_weights
-from engine.search import Progress, bracket, grid, is_below_median, promote, rungs, sample, suggest, trials_of
+from engine.search import Progress, bracket, grid, is_below_median, promote, rungs, sample, shuffled, suggest, trials_of
 from engine.tasks import Ended, Engine, Task, stated_cores
 from include import CODE, EXIT_BUSY, PARAMS, RECORD
 from params import Params
@@ -79,7 +79,8 @@ class Search:
             known = {record["number"]: record["values"] for record in records if record}
             return [known[number] for number in sorted(known)]
         points = grid(space) if self.search.sampler == "grid" else sample(space, self.params.seed)
-        return list(itertools.islice(points, limit))
+        points = list(itertools.islice(points, limit))
+        return shuffled(points, self.params.seed) if self.search.pruner in ("asha", "hyperband") else points
 
     def _trials(self, points: Sequence[dict[str, Any]]) -> list[Any]:
         seeds, first = self.search.seeds, self.params.seed

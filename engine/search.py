@@ -123,6 +123,11 @@ def sample(space: dict[str, Any], seed: int) -> Iterator[Point]:
             yield point
 
 
+def shuffled(points: Iterable[Point], seed: int) -> list[Point]:
+    """In an order that is a function of `seed` and each point: ASHA promotes too many of a grid whose values rise."""
+    return sorted(points, key=lambda point: key64(seed, "order", json.dumps(point, sort_keys=True)))
+
+
 def suggest(space: dict[str, Any], seed: int, past: Sequence[tuple[Point, float | None]]) -> Point:
     """The next point of the Tree-structured Parzen Estimator (Bergstra et al., NeurIPS 2011), from what is known.
 

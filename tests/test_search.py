@@ -27,6 +27,7 @@ from engine.search import (
     promote,
     rungs,
     sample,
+    shuffled,
     suggest,
     trials_of,
 )
@@ -155,6 +156,18 @@ def test_asha_trains_the_best_to_the_end_at_a_fraction_of_the_epochs(slots):
     trained = play(scores, rungs(9, 3, 1), 3, rng, slots)
     assert set(trained) == set(scores) and trained[max(quality, key=lambda name: quality[name])] == 9
     assert sum(trained.values()) <= 0.5 * 27 * 9
+
+
+def test_asha_over_a_grid_whose_values_rise_promotes_no_more_than_over_random_points():
+    rates = grid({"learning_rate": [number / 100 for number in range(1, 82)]})
+    means = {}
+    for order, points in (("rising", rates), ("shuffled", shuffled(rates, 1))):
+        scores = {name_of(Trial(0, point)): [point["learning_rate"] + 0.01 * epoch for epoch in range(9)]
+                  for point in points}  # fmt: skip
+        means[order] = sum(play(scores, [1, 3, 9], 3, random.Random(0), 2).values()) / 9 / len(points)
+    assert means["rising"] > 0.5 and means["shuffled"] < 0.35
+    assert shuffled(rates, 1) == shuffled(rates[::-1], 1) != shuffled(rates, 2)
+    assert all(point in shuffled(rates, 1) for point in rates) and len(shuffled(rates, 1)) == 81
 
 
 def test_too_few_children_for_a_rung_still_have_one_that_is_done():
