@@ -14,9 +14,11 @@ import os
 import signal
 import sys
 from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from engine.arguments import Parser
+from engine.figures import warm_up
 from engine.folder import Folder
 from engine.launch import Search, freeze_code, open_search
 from engine.pool import LocalEngine, serve, visible_gpus
@@ -73,8 +75,9 @@ def serve_training() -> int:
     from pkgutil import resolve_name
 
     for name in ("torch", "torch._dynamo", "engine.session", "model.data_loader", "model.net", "model.metric",
-                 "model.tta", "matplotlib.figure", "matplotlib.backends.backend_agg"):  # fmt: skip
+                 "model.tta"):  # fmt: skip
         import_module(name)
+    warm_up()
     surroundings()
     return serve(resolve_name("train:main"))
 
@@ -98,6 +101,7 @@ def carry_out(search: Search, args: argparse.Namespace) -> None:
     say = sys.stderr if args.json else sys.stdout
     engine = make_engine(search)
     state = "interrupted"
+    Thread(target=warm_up, daemon=True).start()  # for the pictures at the end, while the first children begin
     try:
         for event in search.run(engine, args.fail_fast):
             done, num = (counts := search.counts())["done"], sum(counts.values())
