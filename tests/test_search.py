@@ -351,9 +351,11 @@ def test_a_child_that_somebody_else_trains_is_waited_for(data, tmp_path):
     other = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     wait_until(lambda: (child / "history.json").exists(), other)
     other.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the test wants
-    process = start(data, folder)
-    assert process.stdout and any("waiting learning_rate_0.01" in line for line in process.stdout)
-    other.send_signal(signal.SIGCONT)
+    try:
+        process = start(data, folder)
+        assert process.stdout and any("waiting learning_rate_0.01" in line for line in process.stdout)
+    finally:
+        other.send_signal(signal.SIGCONT)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0 and other.wait(timeout=60) == 0, printed
     assert states(folder) == {"learning_rate_0.01": "done"}
