@@ -6,6 +6,7 @@ They speak JSON lines: {"start": NAME, "argv": [...], "log": FILE, "environ": {.
 """
 
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -132,6 +133,8 @@ class Pool:
         self.is_over = False
 
     def run(self) -> None:
+        gc.collect()
+        gc.freeze()  # a child that looks for cycles among what is imported here would copy its pages
         wake, alarm = os.pipe()
         os.set_blocking(alarm, False)
         signal.set_wakeup_fd(alarm)
@@ -152,6 +155,7 @@ class Pool:
                         self._obey(json.loads(line))
                     self.is_over = self.is_over or not chunk
         self._stop_all()
+        gc.unfreeze()
 
     def _end(self, *_: Any) -> None:
         self.is_over = True
