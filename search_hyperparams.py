@@ -101,7 +101,7 @@ def carry_out(search: Search, args: argparse.Namespace) -> None:
     say = sys.stderr if args.json else sys.stdout
     engine = make_engine(search)
     state = "interrupted"
-    Thread(target=warm_up, daemon=True).start()  # for the pictures at the end, while the first children begin
+    Thread(target=warm_up).start()  # for the pictures at the end, while the first children begin
     try:
         for event in search.run(engine, args.fail_fast):
             done, num = (counts := search.counts())["done"], sum(counts.values())

@@ -56,7 +56,7 @@ class Children:
                 self._adopt(path)
 
     def add(self, trials: Sequence[Trial]) -> list[Child]:
-        """A child for each: found by its name, else by what it says, else written."""
+        """A child for each: found by its name, else by what it says, else written. In the order of `trials`."""
         known = {identity(read_params(child.folder.path)): child for child in self.by_name.values()}
         named = [(trial, name, self._values(trial, name)) for trial, name in zip(trials, names_of(trials), strict=True)]
         found, changed = [], []
@@ -66,6 +66,7 @@ class Children:
                 changed.append(child.name)
             child = child or self._write(name, values, trial)
             child.progress.number = trial.number
+            self.by_name[child.name] = self.by_name.pop(child.name)  # folders were found in the order of their names
             found.append(child)
         if changed:
             which = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -153,12 +154,17 @@ def read_params(path: Path) -> dict[str, Any]:
         return {}
 
 
+def column_of(metric: str) -> str:
+    """The column of a history that `search.metric` means: val_f1 for f1, val_f1 and file.py:f1."""
+    word = metric.rpartition(":")[2]
+    return word if word.startswith(("val_", "train_")) else f"val_{word}"
+
+
 def compared(folder: Folder, metric: str) -> tuple[str, int]:
     """(column of the history, 1 or -1 so that larger is better) of `search.metric`."""
-    word = metric.rpartition(":")[2]
-    column = word if word.startswith(("val_", "train_")) else f"val_{word}"
+    column = column_of(metric)
     minimized = ["loss", *(folder.record(META).get("minimize") or [])]
-    return column, -1 if column.removeprefix("val_").removeprefix("train_") in minimized else 1
+    return column, -1 if column.partition("_")[2] in minimized else 1
 
 
 def score(row: dict[str, Any], column: str, sign: int) -> float:

@@ -7,7 +7,6 @@ them and goes on. Its own file, record/search.json, holds the time spent and wha
 import itertools
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import params as params_module
-from engine.children import TRIAL, Child, Children
+from engine.children import TRIAL, Child, Children, column_of
 from engine.folder import Folder, now
 from engine.pool import last_words
 from engine.provenance import changed_files, snapshot
@@ -78,8 +77,9 @@ class Search:
             records = [child.folder.record(TRIAL, **kinds) for child in self.children.by_name.values()]
             known = {record["number"]: record["values"] for record in records if record}
             return [known[number] for number in sorted(known)]
-        points = grid(space) if self.search.sampler == "grid" else sample(space, self.params.seed)
-        points = list(itertools.islice(points, limit))
+        if self.search.sampler == "random":
+            return list(itertools.islice(sample(space, self.params.seed), limit))
+        points = grid(space)[:limit]
         return shuffled(points, self.params.seed) if self.search.pruner in ("asha", "hyperband") else points
 
     def _trials(self, points: Sequence[dict[str, Any]]) -> list[Any]:
@@ -330,7 +330,7 @@ def check(params: Params) -> None:
         raise UserError(f"{source}: search.pruner: {search.pruner} goes with sampler grid or random; median with tpe")
     if search.pruner != "none" and search.folds:
         raise UserError(f"{source}: search.pruner: none goes with search.folds: every fold counts")
-    metric = re.sub("^(val|train)_", "", search.metric.rpartition(":")[2])
+    metric = column_of(search.metric).partition("_")[2]
     names = [name.rpartition(":")[2] for name in (*params.metrics, params.best_metric)]
     if metric not in (known := ["loss", *names]) and not {"metrics", "best_metric"} & params.hyper_search.keys():
         raise UserError(f"{source}: search.metric: {search.metric!r} given; {nearest(metric, dict.fromkeys(known))}")

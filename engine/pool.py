@@ -155,7 +155,7 @@ class Pool:
                         self._obey(json.loads(line))
                     self.is_over = self.is_over or not chunk
         self._stop_all()
-        gc.unfreeze()
+        gc.unfreeze()  # for the end: libraries complain of what is left over
 
     def _end(self, *_: Any) -> None:
         self.is_over = True

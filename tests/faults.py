@@ -196,7 +196,7 @@ def interrupt_once(one: Experiment, folder: Path, number: int, rng: random.Rando
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if to_group else os.kill)(pid, number)
         code = wait(pid)
-        found["sent"] += 1
+        found["sent"] += code != 0  # one that came when all was done interrupted nothing: it is sent again
         found["slowest_exit"] = max(found["slowest_exit"], round(time.monotonic() - sent, 2))
         if number != signal.SIGKILL:
             found["orphans"] += orphans(pid)

@@ -182,6 +182,17 @@ GUARDS = [
     Guard("epochs of the whole search", "engine/launch.py", "        spent = sum(len(child.progress.scores) for child in self.children.by_name.values())",
           "        spent = 0", f"{S}::test_budgets_are_of_the_whole_search"),
     Guard("minutes of the whole search", "engine/launch.py", "            if self._is_late() and not ending:", "            if False:", f"{S}::test_budgets_are_of_the_whole_search"),
+    Guard("a metric that there is not is said at once", "engine/launch.py", "    if metric not in (known :=", "    if False and metric not in (known :=",
+          f"{S}::test_what_does_not_go_together_is_one_line"),
+    Guard("added children are points of TPE", "engine/launch.py", "points.setdefault(number if number >= 0 else -1 - place, [])", "points.setdefault(number, [])",
+          f"{S}::test_children_that_were_added_by_hand_are_points_of_tpe_too"),
+    Guard("what is known of a trial has its kinds", "engine/launch.py", "child.folder.record(TRIAL, **kinds)", "child.folder.record(TRIAL)",
+          f"{S}::test_tpe_asks_for_as_many_points_as_wanted_in_all"),
+    Guard("a grid under ASHA is shuffled", "engine/launch.py", 'if self.search.pruner in ("asha", "hyperband") else points\n', "if False else points\n",
+          f"{S}::test_a_grid_under_asha_is_begun_in_a_shuffled_order"),
+    Guard("children keep the order of the search", "engine/children.py", "            self.by_name[child.name] = self.by_name.pop(child.name)", "            pass",
+          f"{S}::test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected"),
+    Guard("the pool leaves quietly", "engine/pool.py", "        gc.unfreeze()", "        pass", f"{S}::test_one_key_gives_the_folders_of_the_seed_template"),
     Guard("a busy child is waited for", "engine/launch.py", "        if ended.code == EXIT_BUSY:", "        if False:", f"{S}::test_a_child_that_somebody_else_trains_is_waited_for"),
 ]  # fmt: skip
 

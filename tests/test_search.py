@@ -211,7 +211,7 @@ def searched(data, tmp_path_factory):
     """One key, three values: as the seed template has it."""
     folder = parent(tmp_path_factory.mktemp("search") / "learning_rate")
     code, printed = search(data, folder)
-    assert code == 0, printed
+    assert code == 0 and "leak" not in printed, printed  # the pool ends as quietly as a train.py
     return folder, printed
 
 
@@ -263,6 +263,7 @@ def test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected(dat
     code, printed = search(data, folder, "--dry_run")
     names = [f"learning_rate_{rate}__ps_0.1__seed_{seed}" for seed in (0, 1) for rate in (0.01, 0.02)]
     assert code == 0 and printed.splitlines() == [*names, "4 children"] and not states(folder)
+    assert search(data, folder, "--dry_run")[1] == printed  # the order is that of the search, not of the names
     edited = folder / names[1] / "params.json"
     edited.write_text(json.dumps(json.loads(edited.read_text()) | {"wd": 0.01}))
     experiment(folder / "mine", **SMALL, wd=0.02)
@@ -400,6 +401,29 @@ def test_tpe_asks_for_as_many_points_as_wanted_in_all(data, tmp_path):
     assert code == 0 and len(states(folder)) == 6, printed
     code, printed = search(data, folder, "--search.num_trials=4")
     assert code == 0 and printed.count("started") == 2 and len(states(folder)) == 8
+    trial = next(folder.glob("*/record/trial.json"))
+    trial.write_text('{"number": "first", "values": {}}')
+    code, printed = search(data, folder)
+    assert code == 3 and f"{trial} is damaged (number)" in printed
+
+
+def test_children_that_were_added_by_hand_are_points_of_tpe_too(data, tmp_path):
+    space = {"learning_rate": {"min": 1e-4, "max": 0.1, "log": True}}
+    folder = parent(tmp_path / "p", space, {"sampler": "tpe", "num_trials": 3})
+    for rate in (0.01, 0.02):
+        experiment(folder / f"mine_{rate}", **SMALL, learning_rate=rate)
+    code, printed = search(data, folder)
+    assert code == 0 and len(states(folder)) == 3, printed
+
+
+def test_a_grid_under_asha_is_begun_in_a_shuffled_order(data, tmp_path):
+    rates = [round(0.01 * (1 + number), 2) for number in range(9)]
+    folder = parent(tmp_path / "p", {"learning_rate": rates})
+    rising, shuffled_once, again = [
+        search(data, folder, "--dry_run", f"--search.pruner={pruner}")[1].splitlines()[:-1]
+        for pruner in ("none", "asha", "asha")
+    ]
+    assert rising == sorted(rising) == sorted(shuffled_once) and again == shuffled_once != rising
 
 
 def test_budgets_are_of_the_whole_search(data, tmp_path):
