@@ -12,7 +12,7 @@ torchvision downloads: cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn, st
 import sys
 from pathlib import Path
 
-from engine.arguments import Parser
+from folder.arguments import Parser
 from utils import UserError, command, run_script, to_json
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_build(args) -> dict:
-    from model.build import build
+    from model.images.build import build
 
     names = ("valid_fraction", "size", "labels", "image_col", "label_col", "group_col")
     built = build(args.source, args.data_dir, {name: getattr(args, name) for name in names})
@@ -72,7 +72,7 @@ def run_build(args) -> dict:
 
 
 def run_check(args) -> dict:
-    from model.check import check, describe
+    from model.images.check import check, describe
 
     report = check(args.data_dir)
     for line in describe(report):

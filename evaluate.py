@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.arguments import Parser
-from engine.folder import Folder, now
+from folder.arguments import Parser
+from folder.folder import Folder, now
 from include import EVALUATION, META, SPLIT_SYNONYMS, SPLITS
 from utils import UserError, nearest, run_script, to_json, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     import argparse
 
-    from engine.inference import Trained
+    from engine.use.inference import Trained
     from params import Params
 
 
@@ -64,8 +64,8 @@ def fetch(split: str, data_dir: Path, params: Params, trained: Trained, cache_di
 
 def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     """Weights -> logits of every image -> metrics, the record of the look, tables and pictures."""
-    from engine.evaluation import collect, measure, per_class_markdown, record_look, write_evaluation
-    from engine.inference import load_trained, parameters
+    from engine.use.evaluation import collect, measure, per_class_markdown, record_look, write_evaluation
+    from engine.use.inference import load_trained, parameters
     from model.metric import make_metrics
     from model.net import make_net
     from model.tta import averaged
@@ -97,7 +97,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     lines = write_evaluation(files["evaluation"], found, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)
     if "tensorboard" in params.observers and args.out is None:
-        from engine.evaluation import show_in_tensorboard
+        from engine.use.evaluation import show_in_tensorboard
 
         show_in_tensorboard(folder.path, files["evaluation"], split, trained.epoch or 0)
 

@@ -14,9 +14,9 @@ import os
 import sys
 from pathlib import Path
 
-from engine.arguments import Parser
-from engine.report import read_rows
-from engine.tree import find_folders
+from folder.arguments import Parser
+from report.rows import read_rows
+from report.tree import find_folders
 from utils import UserError, run_script, to_json
 
 FIGURE = "history_plots.png"
@@ -57,12 +57,12 @@ def main(argv: list[str]) -> int:
     if not rows:
         raise UserError(f"{args.parent_dir or ', '.join(args.folders)}: no folder with a history to draw")
     if args.out:
-        from engine.plots import compare, save_curves
+        from report.plots import compare, save_curves
 
         save_curves(args.out, compare(rows, args.sort))
         written = [args.out]
     else:
-        from engine.results import write_pictures
+        from report.results import write_pictures
 
         written, remarks = write_pictures(rows, problems, folders, into, args.sort)
         print(*remarks, sep="\n", end="\n" if remarks else "", file=sys.stderr)

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.arguments import Parser
-from engine.folder import Folder
+from folder.arguments import Parser
+from folder.folder import Folder
 from include import EXIT_USER, IMAGE_EXTENSIONS
 from utils import UserError, run_script, to_json
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answ
     import numpy as np
     from torch import Tensor
 
-    from engine.inference import Trained
+    from engine.use.inference import Trained
 
 BATCH = 64
 
@@ -58,7 +58,7 @@ def find_images(names: Sequence[str]) -> Iterator[str]:
 def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
     """(S, S, 3) uint8 as the data loader makes it, or what is wrong with the file."""
     from model.data_loader import base_size
-    from model.images import ImageError, base_image, read_image
+    from model.images.decode import ImageError, base_image, read_image
 
     try:
         return base_image(read_image(path), base_size(kit["im_sz"]), kit["resize"])
@@ -71,7 +71,7 @@ def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[s
     import numpy as np
     import torch
 
-    from model.normalise import Normalise
+    from model.pixels.normalise import Normalise
 
     normalise = Normalise(trained.pinned, trained.device)
 
@@ -107,7 +107,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    from engine.evaluation import write_csv
+    from engine.use.evaluation import write_csv
 
     def exact(value: Any) -> Any:
         return f"{value:.9g}" if isinstance(value, float) else value
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold anything
 
-    from engine.inference import load_trained
+    from engine.use.inference import load_trained
     from model.net import make_net
     from model.tta import averaged
 

@@ -17,22 +17,22 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from engine.arguments import Parser
-from engine.figures import warm_up
-from engine.folder import Folder
-from engine.launch import Search, freeze_code, open_search
-from engine.pool import LocalEngine, serve, visible_gpus
-from engine.provenance import surroundings
+from folder.arguments import Parser
+from folder.folder import Folder
+from folder.provenance import surroundings
 from include import CODE, FOLDS
 from params import deep_merge
+from report.figures import warm_up
+from search.engines.local import LocalEngine, serve, visible_gpus
+from search.scheduler import Search, freeze_code, open_search
 from utils import UserError, run_script, to_json, write_json
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from engine.tasks import Engine
     from params import Params
+    from search.engines.base import Engine
 
 
 def make_parser() -> Parser:
@@ -61,16 +61,16 @@ def make_engine(search: Search) -> Engine:
         command = [sys.executable, str(code / "search_hyperparams.py"), "--serve"]
         return LocalEngine(command, search.folder.path, search.slots, visible_gpus())
     if search.search.engine == "slurm":
-        from engine.slurm import SlurmEngine
+        from search.engines.slurm import SlurmEngine
 
         return SlurmEngine(code, search.folder.path, search.slots, search.search.slurm)
-    from engine.on_ray import RayEngine
+    from search.engines.ray import RayEngine
 
     return RayEngine(code, search.folder.path, search.slots, search.search.ray)
 
 
 def serve_training() -> int:
-    """The pool process: everything that training imports, imported before the first fork; see engine/pool.py."""
+    """The pool process: everything that training imports, imported before the first fork."""
     from importlib import import_module
     from pkgutil import resolve_name
 
@@ -86,7 +86,7 @@ def deal_folds(params: Params, data_dir: Path, cache_dir: str | None) -> dict[st
     """Which image is in which part, for all children; None without folds. UserError: too few images. Builds caches."""
     if not params.search.folds:
         return None
-    from model.folds import fold_assignment
+    from model.images.folds import fold_assignment
 
     return fold_assignment(data_dir, params, params.search.folds, cache_dir)
 
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
         if search.assignment:
             write_json(folder.path / FOLDS, search.assignment)
         carry_out(search, args)
-        from engine.results import write_results
+        from report.results import write_results
 
         written = write_results(folder.path)
         counts = search.counts()

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.arguments import Parser
-from engine.report import read_rows
-from engine.summary import Summary, read_summary, report_text, summarise, to_object, write_summary
-from engine.tables import MAX_ROWS, at_equal_epochs, choose_columns, printable, select, to_csv
-from engine.tree import find_folders
+from folder.arguments import Parser
+from report.rows import read_rows
+from report.summary import Summary, read_summary, report_text, summarise, to_object, write_summary
+from report.tables import MAX_ROWS, at_equal_epochs, choose_columns, printable, select, to_csv
+from report.tree import find_folders
 from utils import UserError, run_script, to_json
 
 REFRESH = 2  # seconds
@@ -65,7 +65,7 @@ def chosen_folders(args: argparse.Namespace) -> list[Path]:
 
 def keep_watching(args: argparse.Namespace) -> int:
     """Draw the table of running folders in place until Ctrl-C; once when nobody looks on."""
-    from engine.watch import CLEAR, HOME, fit, watch
+    from report.watch import CLEAR, HOME, fit, watch
 
     text, _ = watch(chosen_folders(args), args.parent_dir)
     if args.once or not sys.stdout.isatty():
@@ -83,7 +83,7 @@ def keep_watching(args: argparse.Namespace) -> int:
 
 
 def show_difference(args: argparse.Namespace, folders: Sequence[Path]) -> int:
-    from engine.compare import compare, compare_text
+    from report.diff import compare, compare_text
 
     found = compare(folders)
     if args.json:

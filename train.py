@@ -15,11 +15,12 @@ import pkgutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.arguments import train_parser
-from engine.folder import Folder
-from engine.resume import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
-from engine.slurm import submit
-from engine.verify import verify
+from engine.distributed import find_world
+from engine.plan import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
+from engine.use.verify import verify
+from folder.arguments import train_parser
+from folder.folder import Folder
+from search.engines.slurm import submit
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and a busy folder answer at once
@@ -71,7 +72,7 @@ def make_loss(params: Params, class_counts: list[int], device: str) -> Any:
 # --- and how ----------------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
-OPTIMIZERS |= {"muon": "engine.muon:Muon"}  # module:name; a class can stand here too
+OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here too
 
 
 def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.optim.Optimizer:
@@ -110,12 +111,11 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     """params.json -> loaders, net, metrics, loss, optimizer -> fit -> weights, history, logs, plots."""
     from engine import precision
     from engine.control import Control
-    from engine.distributed import find_world
     from engine.ema import Ema
-    from engine.find_lr import find_lr
     from engine.loop import Epoch, Run, State, fit
     from engine.schedule import make_schedule, should_stop
     from engine.session import Session, committed, plan_steps, restore
+    from engine.use.find_lr import find_lr
     from model.data_loader import fetch_dataloader
     from model.metric import make_metrics
     from model.net import freeze, make_net
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> int | None:
     args, overrides = train_parser(__doc__).parse(argv)
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
-    folder = Folder(args.model_dir or args.folder)
+    folder = Folder(args.model_dir or args.folder, is_main=find_world().is_main)
     if args.engine == "slurm":
         return print(submit(folder, args, overrides, argv))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once

@@ -26,10 +26,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import params as parameters  # noqa: E402 (the kit is above this folder)
-from model import source  # noqa: E402
 from model.data_loader import Loader  # noqa: E402
-from model.index import Index, Listing, index_split  # noqa: E402
-from model.source import Source  # noqa: E402
+from model.images import source  # noqa: E402
+from model.images.index import Index, Listing, index_split  # noqa: E402
+from model.images.source import Source  # noqa: E402
 
 BATCH = 256
 TITLES = {

@@ -1,4 +1,4 @@
-"""Write params.schema.json and docs/params.md from the definitions in params_keys.py.
+"""Write params.schema.json and docs/params.md from the definitions in params/keys.py.
 
 python docs/generate.py            # write both
 python docs/generate.py --check    # exit 1 when one of them is stale

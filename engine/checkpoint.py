@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.folder import FORMAT, MANIFEST, read_manifest
+from folder.manifest import FORMAT, MANIFEST, read_manifest
 from include import CHECKPOINTS, EXIT_DAMAGED
 from utils import UserError, sealed, to_json, write_atomic
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.ema import Ema
-from engine.schedule import Schedule, best_row, is_time, plateau_factor
+from engine.schedule import Schedule, is_time, plateau_factor
+from folder.history import best_row
 from params import Params
 from utils import key64
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.figures import save_history_figure
 from include import TENSORBOARD, TRAIN_HISTORY_PNG
+from report.figures import save_history_figure
 from utils import UserError, lookup
 
 if TYPE_CHECKING:

@@ -170,10 +170,3 @@ def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any, minimize
         else:
             bad += 1
     return bad >= early_stopping.patience
-
-
-def best_row(history: Sequence[dict[str, Any]], metric: str, minimize: bool) -> dict[str, Any] | None:
-    """The row with the best validation `metric`; ties keep the earlier epoch."""
-    sign = 1 if minimize else -1
-    rows = [row for row in history if row[f"val_{metric}"] is not None]
-    return min(rows, key=lambda row: sign * row[f"val_{metric}"], default=None)

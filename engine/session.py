@@ -8,13 +8,13 @@ from typing import Any
 from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
 from engine.control import Bar, Control, Interrupted, Paused
 from engine.distributed import World
-from engine.figures import save_batch_sheet, save_history_figure
-from engine.folder import Folder, now
 from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step, check_finite
 from engine.observers import make_observers
-from engine.provenance import snapshot, update_meta, write_meta
-from engine.resume import Plan, closing_block
-from engine.schedule import best_row, num_steps
+from engine.plan import Plan, closing_block
+from engine.schedule import num_steps
+from folder.folder import Folder, now
+from folder.history import best_row
+from folder.provenance import snapshot, update_meta, write_meta
 from include import (
     BATCH_PNG,
     EXIT_BUG,
@@ -27,6 +27,7 @@ from include import (
     TRAIN_LOG,
 )
 from params import Params
+from report.figures import save_batch_sheet, save_history_figure
 from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, write_json
 
 log = logging.getLogger("train")

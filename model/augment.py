@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from include import VERSION
-from model.twins import fit_batch, twin_of, uniform
-from model.windows import BoxRecipe, Recipe, make_recipe
+from model.pixels.batched import fit_batch, twin_of, uniform
+from model.pixels.fused import BoxRecipe, Recipe, make_recipe
 from params import Params
 from utils import UserError, key64, nearest
 

@@ -23,14 +23,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from include import IMAGENET_MEAN, IMAGENET_STD
-from model import cache, folds, progressive
 from model.augment import Augment, make_augment, mix
-from model.images import ImageError
-from model.index import check_classes, describe_ignored
-from model.normalise import Normalise, Room
-from model.source import Source, image_folder, limit, positions_type, statistics
-from model.source import base_size as base_size  # predict.py prepares its images alike
-from model.windows import one_thread
+from model.images import cache, folds
+from model.images.decode import ImageError
+from model.images.index import check_classes, describe_ignored
+from model.images.source import Source, image_folder, limit, positions_type, statistics
+from model.images.source import base_size as base_size  # predict.py prepares its images alike
+from model.pixels import progressive
+from model.pixels.fused import one_thread
+from model.pixels.normalise import Normalise, Room
 from params import Params
 from utils import UserError, die_with, key64, lookup, num_cores
 

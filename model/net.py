@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.progressive import sizes
-from model.weights import clean_names, load_tensors, published_weights, reason
+from model.nets.weights import clean_names, load_tensors, published_weights, reason
+from model.pixels.progressive import sizes
 from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest, read_tensors
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _build(params: "Params", num_classes: int, im_sz: int, published: bool, smal
         if not isinstance(net, nn.Module):
             raise UserError(f"arch: {arch} gave a {type(net).__name__}, not a torch.nn.Module")
         return net
-    from model import backbones  # torchvision takes two seconds to import
+    from model.nets import backbones  # torchvision takes two seconds to import
 
     if arch.startswith("timm/"):
         return backbones.build_timm(arch[5:], num_classes, params.ps, im_sz, args, published)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for path in (Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent):
+for path in (Path(__file__).resolve().parent / "tools", Path(__file__).resolve().parent.parent):
     sys.path.insert(0, str(path))
 
 

@@ -1,0 +1,89 @@
+"""`train.py --verify`: train what a folder says again, with the code it keeps, and compare the bytes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from folder.folder import Folder
+from folder.manifest import read_manifest
+from folder.provenance import MARKER, localised, references
+from include import CHECKPOINTS, CODE, EXIT_DAMAGED, HISTORY_JSON, METRICS_BEST, METRICS_LAST, PARAMS
+from utils import UserError, read_json, write_json
+
+CLOCKS = ("seconds", "images_per_second")
+
+
+def verify(folder: Folder, data_dir: str | None, scratch: Path | None) -> str:
+    """Have the folder's frozen code train on `data_dir` again: the verdict when the bytes are the same.
+
+    Trains in a temporary folder, below `scratch` when given. UserError with exit 3 that names what differs, and
+    with exit 2 when the folder is not done, or was continued with changes.
+    """
+    manifest, meta, resolved = read_manifest(folder.path / CHECKPOINTS), folder.meta(), folder.resolved()
+    if not manifest.get("done"):
+        raise UserError(f"--verify: {folder.path} is not done; finish it first")
+    if changed := sorted({what for session in meta["sessions"] for what in session.get("accepted") or []}):
+        raise UserError(
+            f"--verify: {folder.path} was continued with other {', '.join(changed)}: no single code made it"
+        )
+    if not (folder.path / CODE / "train.py").is_file():
+        raise UserError(f"--verify: {folder.path} holds no {CODE}/train.py")
+    data = Path(data_dir or meta["data_dir"])
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as name:
+        again = Path(name) / folder.path.resolve().name
+        again.mkdir()
+        write_params(folder, resolved, again)
+        flags = ["--restore_file", meta["restore_file"]] if meta.get("restore_file") else []
+        train(folder, data, again, flags)
+        extra = manifest["num_epochs"] - resolved["num_epochs"]
+        if extra:
+            train(folder, data, again, ["--extend", str(extra)])
+        differences = compare(folder, Folder(again))
+    if differences:
+        raise UserError(f"{folder.path}: not byte-identical. {'; '.join(differences)}", EXIT_DAMAGED)
+    return f"{folder.path}: byte-identical: weights, history and metrics came out the same again"
+
+
+def write_params(folder: Folder, resolved: dict[str, Any], again: Path) -> None:
+    """params.json as it ran, and the experiment's own files as they were."""
+    values = {key: value for key, value in resolved.items() if key not in ("pinned", "data_dir", "base")}
+    values["observers"] = []
+    write_json(again / PARAMS, {key: localised(value) for key, value in values.items() if value is not None})
+    for name in references(values):
+        shutil.copy(folder.path / CODE / "experiment" / Path(name).name, again / Path(name).name)
+
+
+def train(folder: Folder, data_dir: Path, again: Path, flags: list[str]) -> None:
+    """Run the frozen train.py as a process of its own; what it prints is shown."""
+    script = folder.path / CODE / "train.py"
+    command = [sys.executable, str(script), "--data_dir", str(data_dir), "--model_dir", str(again), *flags]
+    if subprocess.run(command, env=os.environ | {MARKER: "1"}).returncode:
+        raise UserError(f"--verify: the frozen code of {folder.path} did not train again (see above)")
+
+
+def compare(folder: Folder, again: Folder) -> list[str]:
+    """What differs, each in a few words. Clocks aside."""
+    differences = []
+    for which in ("best", "last"):
+        if folder.weights(which).read_bytes() != again.weights(which).read_bytes():
+            differences.append(f"weights/{which}.safetensors differ")
+    old, new = ([strip(row) for row in read_json(one.path / HISTORY_JSON)] for one in (folder, again))
+    for row, other in zip(old, new, strict=False):
+        if first := next((key for key in row if row[key] != other.get(key)), None):
+            differences.append(f"history from epoch {row['epoch']} on ({first} {row[first]} -> {other.get(first)})")
+            break
+    if len(old) != len(new):
+        differences.append(f"{len(old)} epochs, then {len(new)}")
+    for name in (METRICS_BEST, METRICS_LAST):
+        if (folder.path / name).read_bytes() != (again.path / name).read_bytes():
+            differences.append(f"{name} differs")
+    return differences
+
+
+def strip(row: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({key: value for key, value in row.items() if key not in CLOCKS}))

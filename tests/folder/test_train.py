@@ -1,0 +1,310 @@
+"""train.py on real files: the states of a folder, exactness, and what a user sees."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
+
+EXPECTED = """batch_train.png checkpoints/manifest.json history.csv history.json metrics_val_best_weights.json
+metrics_val_last_weights.json params.json record/augm.json record/code/train.py record/code/model/net.py
+record/code/engine/loop.py record/meta.json record/requirements.txt record/resolved.json record/status.json
+record/stderr.txt record/stdout.txt train.log train_history.png weights/best.safetensors weights/last.safetensors""".split()
+
+
+def test_a_run_writes_the_folder_and_says_what_next(train, tmp_path, data):
+    folder = experiment(tmp_path / "a b", observers=["tensorboard", "live_plot"])
+    before = (folder / "params.json").read_bytes()
+    code, printed = train(folder)
+    assert code == 0, printed
+    files = tree(folder)
+    assert not [name for name in EXPECTED if name not in files]
+    assert any(name.startswith("tensorboard/events") for name in files)
+    assert (folder / "params.json").read_bytes() == before
+    for word in ("evaluate.py", "predict.py", "--extend", "synthesize_results.py"):
+        assert word in printed
+    assert f"'{folder}'" in printed, "paths with spaces are quoted"
+    rows = json.loads(files["history.json"])
+    assert list(rows[0])[:3] == ["epoch", "step", "learning_rate"]
+    assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"} <= set(rows[0])
+    best = json.loads(files["metrics_val_best_weights.json"])
+    assert set(best) == {"epoch", "loss", "accuracy"}
+    status = json.loads(files["record/status.json"])
+    assert status["state"] == "done" and status["epoch"] == 2
+    resolved = json.loads(files["record/resolved.json"])
+    assert resolved["im_sz"] == 16 and resolved["n_clas"] == 3 and resolved["precision"] in ("fp32", "bf16")
+    assert resolved["pinned"]["classes"] == ["class_0", "class_1", "class_2"]
+    log = files["train.log"].decode()
+    assert "epoch 2/2" in log and "best epoch" in log
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(train, tmp_path):
+    folders = [experiment(tmp_path / name) for name in ("a", "b", "c")]
+    for folder, workers in zip(folders, (0, 0, 2), strict=True):
+        assert train(folder, f"--num_workers={workers}", "--ema=0.9", "--mixup=0.4")[0] == 0
+    first, *others = folders
+    for folder in others:
+        assert weights(folder) == weights(first) and weights(folder, "last") == weights(first, "last")
+        assert history(folder) == history(first)
+
+
+def test_another_seed_gives_others(train, tmp_path):
+    folders = [experiment(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    for folder in folders:
+        train(folder)
+    assert weights(folders[0]) != weights(folders[1])
+
+
+def test_done_is_said_and_nothing_is_touched(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    train(folder)
+    before = tree(folder)
+    code, printed = train(folder)
+    assert code == 0 and "is done" in printed
+    assert tree(folder) == before
+
+
+def test_done_with_other_parameters_is_refused_with_both_ways_out(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    train(folder)
+    before = tree(folder)
+    code, printed = train(folder, "--learning_rate=0.2")
+    assert code == 2 and "learning_rate 0.05 -> 0.2" in printed and "--restart" in printed and "--base" in printed
+    assert tree(folder) == before
+    assert train(folder, "--num_workers=1")[0] == 0, "execution keys change freely"
+
+
+def test_extend_continues_and_is_idempotent(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    train(folder)
+    code, printed = train(folder, "--extend", 2)
+    assert code == 0 and "extension" in printed and len(history(folder)) == 4
+    code, printed = train(folder, "--extend", 2)
+    assert code == 0 and "is done" in printed and len(history(folder)) == 4
+    code, printed = train(folder)
+    assert code == 0 and "is done" in printed
+    code, printed = train(folder, "--num_epochs=5")
+    assert code == 0 and len(history(folder)) == 5
+    rates = [row["learning_rate"] for row in history(folder)]
+    assert rates[2] <= 0.05 / 10 + 1e-12 and rates[3] < rates[2]
+
+
+def test_restart_keeps_the_old_attempt(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    train(folder)
+    old = tree(folder)
+    code, _ = train(folder, "--restart", "--learning_rate=0.2")
+    assert code == 0
+    moved = tree(folder / "attempts" / "1")
+    assert (
+        moved["weights/best.safetensors"] == old["weights/best.safetensors"] and moved["train.log"] == old["train.log"]
+    )
+    code, printed = train(folder, "--restart", "--learnig_rate=0.2")
+    assert code == 2 and "learning_rate" in printed
+    assert not (folder / "attempts" / "2").exists(), "validated first"
+
+
+def interrupt(folder, data, *argv, when="epoch 1/"):
+    """Start train.py as a process and stop it with SIGTERM as soon as its output says `when`."""
+    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder), *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if when in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    return process.wait(timeout=60)
+
+
+def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(train, tmp_path, data):
+    options = dict(num_epochs=40, ema=0.9, mixup=0.2, accumulate=2, scheduler="plateau")
+    whole, parts = experiment(tmp_path / "whole", **options), experiment(tmp_path / "parts", **options)
+    train(whole)
+    assert interrupt(parts, data) == 143
+    status = json.loads((parts / "record/status.json").read_text())
+    assert status["state"] == "interrupted" and status["step"] < 40 * 3
+    code, printed = train(parts, "--resume")
+    assert code == 0 and "continuing at epoch" in printed
+    assert weights(parts) == weights(whole) and weights(parts, "last") == weights(whole, "last")
+    assert history(parts) == history(whole)
+
+
+def test_changes_are_refused_until_accepted(train, tmp_path, data):
+    folder = experiment(tmp_path / "x", num_epochs=40)
+    assert interrupt(folder, data) == 143
+    before = tree(folder)
+    code, printed = train(folder, "--learning_rate=0.01")
+    assert code == 2 and "learning_rate 0.05 -> 0.01" in printed and "--accept params" in printed
+    code, printed = train(folder, "--extend", 3)
+    assert code == 2 and "not done yet" in printed
+    code, printed = train(folder, "--restore_file", "best")
+    assert code == 2 and "--restore_file" in printed
+    assert tree(folder) == before
+    code, printed = train(folder, "--learning_rate=0.01", "--accept", "params", "--num_epochs=3")
+    assert code == 0 and "as accepted" in printed
+    assert json.loads((folder / "record/resolved.json").read_text())["learning_rate"] == 0.01
+    meta = json.loads((folder / "record/meta.json").read_text())
+    assert [s.get("accepted") for s in meta["sessions"]] == [None, ["params"]]
+
+
+def test_changed_data_is_refused_until_accepted(tmp_path):
+    data = make_dataset(tmp_path / "data", ("train", "valid"))
+    folder = experiment(tmp_path / "x", num_epochs=40)
+    assert interrupt(folder, data) == 143
+    extra = next((data / "train/class_0").iterdir())
+    (data / "train/class_0/more.png").write_bytes(extra.read_bytes())
+    code, printed = call("train", "--data_dir", data, "--model_dir", folder)
+    assert code == 2 and "the train images" in printed and "--accept data" in printed
+
+
+def test_changed_code_is_refused_but_comments_are_not(tmp_path, data):
+    import shutil
+
+    copy = tmp_path / "kit"
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "data", "experiments", "tests", ".*cache", "logs")
+    )
+    folder = experiment(tmp_path / "x", num_epochs=30)
+
+    def run(*argv):
+        return subprocess.run([sys.executable, str(copy / "train.py"), "--data_dir", str(data), "--model_dir", str(folder), *argv],
+                              capture_output=True, text=True)  # fmt: skip
+
+    process = subprocess.Popen([sys.executable, str(copy / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)],
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    next(line for line in process.stdout if "epoch 1/" in line)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    assert process.wait() == 143
+    loop = copy / "engine" / "loop.py"
+    loop.write_text("# a remark\n" + loop.read_text() + "\nCHANGED = 1\n")
+    refused = run()
+    assert refused.returncode == 2 and "engine/loop.py" in refused.stderr and "--accept code" in refused.stderr
+    loop.write_text(loop.read_text().replace("\nCHANGED = 1\n", "\n# another\n"))
+    assert run("--num_epochs=2", "--accept", "params").returncode == 0
+
+
+def test_a_frozen_copy_can_run(tmp_path, data):
+    folder = experiment(tmp_path / "x", num_epochs=30)
+    assert interrupt(folder, data) == 143
+    frozen = folder / "record/code/engine/session.py"
+    frozen.write_text(frozen.read_text().replace('"continuing at', '"FROZEN continuing at'))
+    done = shell("train", "--data_dir", data, "--model_dir", folder, "--code", "folder")
+    assert done.returncode == 0, done.stderr
+    assert "FROZEN continuing" in done.stdout
+
+
+def test_a_second_start_on_a_busy_folder_exits_4(tmp_path, data):
+    folder = experiment(tmp_path / "x", num_epochs=2000)
+    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        next(line for line in process.stdout if "epoch 1/" in line)
+        second = shell("train", "--data_dir", data, "--model_dir", folder)
+        assert second.returncode == 4 and str(process.pid) in second.stderr and os.uname().nodename in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+    finally:
+        process.kill()
+        process.stdout.read()
+        process.wait()
+    time.sleep(0.1)
+    code, printed = call("train", "--data_dir", data, "--model_dir", folder, "--num_epochs=3", "--accept", "params")
+    assert code == 0, "a killed run leaves no lock behind"
+
+
+def test_restore_file_starts_from_weights(train, tmp_path):
+    first, second = experiment(tmp_path / "a"), experiment(tmp_path / "b", learning_rate=1e-9, num_epochs=1)
+    train(first)
+    code, printed = train(second, "--restore_file", first)
+    assert code == 0 and "0 missing, 0 unexpected" in printed
+    best = json.loads((first / "metrics_val_best_weights.json").read_text())
+    started = json.loads((second / "metrics_val_best_weights.json").read_text())
+    assert started["loss"] == pytest.approx(best["loss"], rel=0.2)
+    assert train(second, "--restore_file", first)[0] == 0, "the same command again"
+
+
+def test_base_starts_a_new_folder(train, tmp_path):
+    base = experiment(tmp_path / "base", learning_rate=0.01)
+    folder = tmp_path / "deep" / "new"
+    assert train(folder, "--base", base, "--num_epochs=1")[0] == 0
+    written = json.loads((folder / "params.json").read_text())
+    assert written == {"base": "../../base", "num_epochs": 1}
+    resolved = json.loads((folder / "record/resolved.json").read_text())
+    assert resolved["learning_rate"] == 0.01 and resolved["num_epochs"] == 1
+    assert train(folder, "--base", base, "--num_epochs=1")[0] == 0, "the same command again"
+
+
+def test_a_folder_knows_its_data_and_its_overrides(train, tmp_path, data):
+    folder = experiment(tmp_path / "x")
+    train(folder, "--num_epochs=1")
+    code, printed = call("train", folder)
+    assert code == 0 and "is done" in printed
+
+
+def test_early_stopping_stops_and_stays_stopped(train, tmp_path):
+    rule = {"patience": 2, "monitor_metric": "loss", "min_delta": 100.0, "minimize": 1}
+    folder = experiment(tmp_path / "x", num_epochs=50, early_stopping=rule)
+    code, printed = train(folder)
+    assert code == 0 and "stopped early" in printed and len(history(folder)) == 3
+    assert "is done" in train(folder)[1]
+
+
+def test_a_non_finite_loss_exits_6_and_keeps_the_last_good_state(train, tmp_path):
+    folder = experiment(tmp_path / "x", learning_rate=1e30, save_summary_steps=1, scheduler="constant")
+    code, printed = train(folder)
+    assert code == 6 and "learning rate 1e+30" in printed and "epoch 1" in printed
+    assert json.loads((folder / "record/status.json").read_text())["state"] == "failed"
+    assert not (folder / "weights/best.safetensors").exists()
+
+
+def test_scratch_disk_holds_what_is_large(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    assert train(folder, "--scratch_dir", tmp_path / "scratch")[0] == 0
+    assert (folder / "checkpoints").is_symlink() and (folder / "tensorboard").is_symlink()
+    assert not (folder / "weights").is_symlink()
+    (tmp_path / "scratch").rename(tmp_path / "gone")
+    code, printed = train(folder)
+    assert code == 2 and "is gone" in printed and len(printed.splitlines()) == 1
+
+
+def test_json_prints_one_object(tmp_path, data):
+    folder = experiment(tmp_path / "x", num_epochs=1)
+    done = shell("train", "--data_dir", data, "--model_dir", folder, "--json")
+    assert json.loads(done.stdout)["status"]["state"] == "done" and "epoch 1/1" in done.stderr
+
+
+@pytest.mark.parametrize("change", [
+    {"optimizer": "adamw", "learning_rate": [1e-4, 1e-3, 1e-2]}, {"optimizer": "rmsprop", "learning_rate": 1e-3},
+    {"loss": "focal", "class_weights": "balanced"}, {"cutmix": 1.0, "mixup": 0.2, "label_smoothing": 0.1}, {"accumulate": 3},
+    {"freeze": {"groups": 2, "epochs": 1}}, {"scheduler": "step"}, {"scheduler": "linear", "warmup": 1}, {"num_epochs": 1.5},
+    {"lr_schedule": [[1, 0.1], [2, 0.01]]}, {"metrics": ["f1", "auc"], "best_metric": "auc"}, {"sampler": "balanced"},
+    {"augment": "none"}, {"augment": "strong"}, {"augment": ["Rotate", {"name": "HorizontalFlip", "p": 1}]}, {"cache": "off"},
+    {"cache": "ram", "limit_train": 10}, {"resize": "letterbox", "im_sz": 24}, {"keep_last": 2}, {"grad_clip": 0.1}, {"precision": "fp32"},
+    {"precision": "bf16"}, {"arch": "resnet9", "arch_args": {"widths": [4, 4, 8]}}, {"arch": "lenet", "im_sz": 32, "arch_args": {}},
+    {"normalize": "imagenet"}, {"deterministic": 1}, {"early_stopping": {"patience": 1}}, {"best_metric": "loss"},
+], ids=lambda change: "-".join(change))  # fmt: skip
+def test_every_parameter_trains(train, tmp_path, change):
+    folder = experiment(tmp_path / "x", **change)
+    code, printed = train(folder)
+    assert code == 0, printed
+    assert history(folder)
+
+
+def test_own_files_of_the_folder(train, tmp_path):
+    folder = experiment(
+        tmp_path / "x", arch="net.py:Own", arch_args={}, loss="net.py:my_loss", metrics=["net.py:my_metric"]
+    )
+    (folder / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Own(nn.Sequential):\n    def __init__(self, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))\n\n"
+        "def my_loss(logits, labels):\n    return nn.functional.cross_entropy(logits, labels, reduction='none')\n\n"
+        "def my_metric(logits, labels):\n    return (logits.argmax(1) == labels).float()\n"
+    )
+    code, printed = train(folder)
+    assert code == 0, printed
+    assert "val_my_metric" in history(folder)[0]
+    assert (folder / "record/code/experiment/net.py").exists()

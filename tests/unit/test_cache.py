@@ -1,0 +1,517 @@
+"""The cache of decoded images: never stale, never half, shared by processes; lossy only where that was asked for."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import are_equal, batches, loader, loaders, make_params, noise
+from kit import ROOT, SHARED, make_dataset
+from PIL import Image
+
+from model.images import cache, reading
+from model.images.cache import open_decoded
+from model.images.decode import ImageError, base_image, decode
+from model.images.index import index_split
+from utils import UserError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """train and valid; 3 classes of 12 images of 16 px in each."""
+    return make_dataset(tmp_path / "data", ("train", "valid"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """train and valid; 2 classes of 10 JPEGs of 120 x 90 px in each."""
+    for split in ("train", "valid"):
+        for label in "ab":
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(10):
+                seed = number + 10 * (label == "b") + 20 * (split == "valid")
+                Image.fromarray(noise(90, 120, seed)).save(folder / f"{number}.jpg", quality=92)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def always_fork(monkeypatch):
+    monkeypatch.setattr(reading, "PAYS", 0)
+    monkeypatch.setattr(reading, "num_cores", lambda: 3)
+
+
+def decoded(data: Path, wanted: str = "auto", size: int = 16, folder: Path | None = None) -> cache.Decoded:
+    return open_decoded(index_split(data / "train", "train", data), size, "crop", wanted, folder or data / ".cache")
+
+
+def pixels(found: cache.Decoded) -> np.ndarray:
+    if not found.jpegs:
+        return np.array(found.images)
+    images = np.zeros((len(found.digests), found.jpegs.size, found.jpegs.size, 3), np.uint8)
+    for row, image in enumerate(images):
+        found.jpegs.read(row, image)
+    return images
+
+
+def names(folder: Path) -> set[str]:
+    return {path.suffix for path in folder.iterdir()}
+
+
+# --- staleness ------------------------------------------------------------------------------------------------
+
+
+def touch(folder: Path) -> None:
+    os.utime(folder / "000.png", ns=(1, (folder / "000.png").stat().st_mtime_ns + 1))
+
+
+def replace(folder: Path) -> None:
+    """By other pixels of the same size in bytes, as far as the directory shows."""
+    path, other = folder / "000.png", folder / "001.png"
+    shutil.copy(other, path.with_suffix(".tmp")), os.replace(path.with_suffix(".tmp"), path)
+
+
+def swap(folder: Path) -> None:
+    """Two names change places; sizes and mtimes go with them."""
+    first, second, third = folder / "000.png", folder / "001.png", folder / "x.png"
+    os.rename(first, third), os.rename(second, first), os.rename(third, second)
+
+
+def stand_in(folder: Path) -> None:
+    """Another file takes one's place in the order, with its size and its mtime."""
+    path, other = folder / "005.png", folder / "005x.png"
+    status = path.stat()
+    Image.new("RGB", (16, 16)).save(other)
+    os.truncate(other, status.st_size)  # zeros behind the end of a PNG are nothing
+    path.unlink(), os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = {
+    "stood in for": stand_in,
+    "touched": touch,
+    "replaced": replace,
+    "added": lambda folder: shutil.copy2(folder / "003.png", folder / "zzz.png"),
+    "removed": lambda folder: (folder / "005.png").unlink(),
+    "renamed": lambda folder: os.rename(folder / "005.png", folder / "zzz.png"),
+    "swapped": swap,
+}
+
+
+@pytest.mark.parametrize("wanted", ["disk", "jpeg", "off"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_file_means_a_new_cache(data, tmp_path, change, wanted, monkeypatch):
+    decoded(data, wanted)
+    change(data / "train" / "class_0")
+    seen, decode = [], reading.decode
+    monkeypatch.setattr(reading, "decode", lambda content, path: seen.append(path) or decode(content, path))
+    again = decoded(data, wanted)
+    assert len(seen) == len(again.digests) == len(index_split(data / "train", "train", data))
+    fresh = decoded(data, wanted, folder=tmp_path / "fresh")
+    assert np.array_equal(again.digests, fresh.digests)
+    assert wanted == "off" or np.array_equal(pixels(again), pixels(fresh))
+    del seen[:]
+    assert np.array_equal(decoded(data, wanted).digests, fresh.digests) and not seen
+    assert len(list((data / ".cache").glob("*.digests"))) == 1  # those of the earlier state went
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-8]), lambda p: p.unlink(), lambda p: p.write_bytes(b"{")])  # fmt: skip
+@pytest.mark.parametrize("kind", [".json", ".jpegs", ".offsets", ".digests"])
+def test_a_damaged_cache_is_built_again(data, damage, kind):
+    first = decoded(data, "jpeg")
+    before = pixels(first)
+    (path,) = (data / ".cache").glob(f"*{kind}")
+    damage(path)
+    again = decoded(data, "jpeg")
+    assert np.array_equal(pixels(again), before) and np.array_equal(again.digests, first.digests)
+
+
+def test_images_of_another_shape_are_not_used(data):
+    first = decoded(data, "disk")
+    before = first.images.copy()
+    (path,) = (data / ".cache").glob("*.npy")
+    np.save(path, before[:-1])
+    assert np.array_equal(decoded(data, "disk").images, before)
+
+
+def test_images_that_are_read_stay_when_the_cache_is_renewed(data):
+    first = decoded(data, "disk")
+    before = first.images.copy()
+    touch(data / "train" / "class_0")
+    decoded(data, "disk")
+    assert np.array_equal(first.images, before)
+
+
+# --- several processes ------------------------------------------------------------------------------------------
+
+BUILD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from model.images import cache, reading
+from model.images.index import index_split
+reading.PAYS, reading.num_cores, cache.PATIENCE = {pays}, lambda: 3, {patience}
+decode, seen = reading.decode, []
+def slow(content, path):
+    time.sleep({pause})
+    seen.append(path)
+    return decode(content, path)
+reading.decode = slow
+data = Path({data!r})
+print("ready", flush=True)
+sys.stdin.readline()
+found = cache.open_decoded(index_split(data / "train", "train", data), 16, "crop", {wanted!r}, data / ".cache")
+total = -1 if found.images is None else int(found.images.sum())
+print(len(seen), total, found.form, found.note, sep="|", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """Whatever becomes of a test, the processes it started end with it."""
+    yield
+    while STARTED:
+        with contextlib.suppress(OSError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+def start(data: Path, wanted: str = "auto", pause: float = 0.01, pays: float = 9, patience: float = 60, go=True):
+    """A process that builds the cache, `pause` seconds per image."""
+    code = BUILD.format(root=str(ROOT), data=str(data), pause=pause, pays=pays, patience=patience, wanted=wanted)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    STARTED.append(process)
+    assert process.stdout.readline() == "ready\n"
+    if go:
+        process.stdin.write("\n"), process.stdin.flush()
+    return process
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def leftovers(data: Path) -> list[Path]:
+    return list((data / ".cache").glob(".tmp-*"))
+
+
+def is_building(data: Path) -> bool:
+    return (data / ".cache").exists() and any(path.stat().st_size for path in (data / ".cache").glob(".tmp-*/.npy"))
+
+
+def test_processes_that_start_at_once_build_it_once(data, tmp_path):
+    expected = decoded(data, folder=tmp_path / "other")
+    processes = [start(data, go=False) for _ in range(4)]
+    for process in processes:
+        process.stdin.write("\n"), process.stdin.flush()
+    lines = [process.communicate(timeout=60)[0].strip().split("|") for process in processes]
+    assert sorted(int(line[0]) for line in lines) == [0, 0, 0, 36], lines
+    assert {tuple(line[1:3]) for line in lines} == {(str(int(expected.images.sum())), "disk")}
+    assert not leftovers(data)
+
+
+@pytest.mark.parametrize("pays", [9, 0], ids=["one process", "several"])
+def test_killed_in_the_middle_it_leaves_nothing_that_is_used(data, tmp_path, pays):
+    process = start(data, pause=0.5, pays=pays)
+    wait_for(lambda: is_building(data) and len(children(process.pid)) == (0 if pays else 3))
+    workers = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL), process.wait()
+    wait_for(lambda: not any(map(is_alive, workers)), 5)
+    assert leftovers(data) and ".json" not in names(data / ".cache")
+    found = decoded(data)
+    assert np.array_equal(found.images, decoded(data, folder=tmp_path / "other").images) and found.form == "disk"
+    assert not leftovers(data)
+
+
+@pytest.mark.parametrize("pays", [9, 0], ids=["one process", "several"])
+def test_ctrl_c_ends_it_and_everybody_in_it(data, pays):
+    process = start(data, pause=0.5, pays=pays)
+    wait_for(lambda: is_building(data) and len(children(process.pid)) == (0 if pays else 3))
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGINT and errors.strip().endswith("KeyboardInterrupt")
+    assert errors.count("Traceback") == 1  # nobody else has anything to say
+    assert not any(map(is_alive, workers)) and not leftovers(data) and ".json" not in names(data / ".cache")
+
+
+def test_ctrl_c_is_left_to_the_process_that_builds(data):
+    process = start(data, pause=0.2, pays=0)
+    wait_for(lambda: is_building(data) and len(children(process.pid)) == 3)
+    time.sleep(0.3)  # they are reading
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and output.strip().split("|")[2] == "disk" and not errors
+
+
+def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
+    process = start(data, pause=0.2)
+    wait_for(lambda: is_building(data))
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(cache, "PATIENCE", 0.3)
+    found = decoded(data)
+    assert found.form == "off" and "another process builds this cache, and has stood still" in found.note
+    with pytest.raises(UserError, match="has stood still for 0.3 seconds; give another --cache_dir") as caught:
+        decoded(data, "disk")
+    assert caught.value.code == 5
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0].strip().split("|")[2] == "disk"  # and nothing was harmed
+    assert decoded(data).form == "disk" and not leftovers(data)
+
+
+def test_a_process_that_takes_long_is_waited_for(data, monkeypatch):
+    process = start(data, pause=0.5, pays=0)  # 3 processes: some images are done each 1.5 seconds, all after 6
+    wait_for(lambda: is_building(data))
+    monkeypatch.setattr(cache, "PATIENCE", 4)
+    monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("decoded again"))
+    assert decoded(data).form == "disk"
+    process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("wanted", ["disk", "ram", "off", "jpeg"])
+def test_one_process_and_several_give_the_same(data, tmp_path, wanted, monkeypatch):
+    (data / "train" / "class_1" / "003.png").write_bytes(b"no image")
+    one = decoded(data, wanted, folder=tmp_path / "one")
+    monkeypatch.setattr(reading, "PAYS", 0), monkeypatch.setattr(reading, "num_cores", lambda: 3)
+    decode = reading.decode
+    monkeypatch.setattr(reading, "decode", lambda c, p: decode(c, p) if os.getpid() != here else pytest.fail("here"))
+    here, before = os.getpid(), set(children(os.getpid()))
+    several = decoded(data, wanted, folder=tmp_path / "several")
+    assert np.array_equal(one.digests, several.digests) and one.bad == several.bad and list(one.bad) == [15]
+    assert wanted == "off" or np.array_equal(pixels(one), pixels(several))
+    assert not set(children(here)) - before
+
+
+def test_a_process_that_dies_names_what_it_was_at(data, monkeypatch, always_fork):
+    decode = reading.decode
+
+    def fatal(content: bytes, path: str) -> np.ndarray:
+        if path.endswith("class_1/003.png"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return decode(content, path)
+
+    monkeypatch.setattr(reading, "decode", fatal)
+    before = set(children(os.getpid()))
+    with pytest.raises(ImageError, match="a process died while it read one of .*train/class_1/003.png") as caught:
+        decoded(data)
+    assert "\n" not in str(caught.value) and not leftovers(data)
+    assert not set(children(os.getpid())) - before
+
+
+def test_a_disk_that_is_full_in_the_middle(data, always_fork):
+    """For real: a limit on the size of files stands for it."""
+    code = (
+        "import resource, signal, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from model.images import cache, reading\n"
+        "from model.images.index import index_split\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "reading.PAYS, reading.num_cores = 0, lambda: 3\n"
+        f"data = Path({str(data)!r})\n"
+        "index = index_split(data / 'train', 'train', data)\n"
+        "import os; del os.posix_fallocate\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "print(cache.open_decoded(index, 16, 'crop', 'auto', data / '.cache').note)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "File too large" in done.stdout, done.stderr
+    assert not leftovers(data)
+
+
+# --- forms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_streaming_and_every_exact_cache_give_the_same_pixels(photos, data, tmp_path, kind):
+    folder, size = (photos, 72) if kind == "jpg" else (data, 40)
+    for resize in ("crop", "squash", "letterbox"):
+        values = {"im_sz": size, "resize": resize, "batch_size": 6}
+        runs = [
+            batches(
+                loader(folder, cache=form, num_workers=workers, cache_dir=tmp_path / f"{form}{resize}", **values), 1
+            )
+            for form in ("off", "disk", "ram", "device")
+            for workers in ((0, 1, 2) if form == "off" else (0, 1))
+        ]
+        assert all(are_equal(run, runs[0]) for run in runs)
+
+
+def test_why_images_are_streamed_is_said(data, monkeypatch):
+    exact = batches(loader(data))
+    monkeypatch.setattr(cache, "MAX_AUTO_BYTES", 1 << 10)
+    train = loader(data, cache_dir=data.parent / "other", num_workers=0)
+    needed = f"{36 * 16 * 16 * 3 / 2**30:.3g} GiB"
+    assert f"decoded each time, 0 workers; not cached: {needed} of images, 9.54e-07 GiB allowed" in train.description
+    assert are_equal(batches(train), exact)
+    monkeypatch.setattr(reading, "read_bytes", lambda path: pytest.fail("read again"))
+    again = loader(data, cache_dir=data.parent / "other")
+    assert again.fingerprint == train.fingerprint and "not cached" in again.description
+    monkeypatch.undo()
+    usage = shutil.disk_usage(data)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 14))
+    assert "a quarter of the 1.53e-05 GiB free on disk allowed" in loader(data, cache_dir=data.parent / "c").description
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # what a read-only disk says; root may write anything else
+    assert f"not cached: {data.parent} cannot be written" in loader(data, cache_dir=data.parent / "d").description
+
+
+def test_a_jpeg_cache_is_close_to_the_images_and_used_again(photos, monkeypatch):
+    exact = pixels(decoded(photos, "ram", 64)).astype(int)
+    found = decoded(photos, "jpeg", 64)
+    assert found.form == "jpeg" and found.images is None and names(photos / ".cache") >= {".jpegs", ".offsets"}
+    error = abs(pixels(found) - exact)
+    assert error.mean() < 3 and np.percentile(error, 99) < 20 and error.max() > 0
+    monkeypatch.setattr(reading, "read_bytes", lambda path: pytest.fail("read again"))
+    assert np.array_equal(pixels(decoded(photos, "jpeg", 64)), pixels(found))
+
+
+def test_a_jpeg_cache_in_a_loader(photos):
+    values = {"im_sz": 72, "batch_size": 6, "cache": "jpeg"}
+    runs = [batches(loader(photos, num_workers=workers, **values), 2) for workers in (0, 1, 2)]
+    assert are_equal(runs[0], runs[1]) and are_equal(runs[0], runs[2])
+    both, exact = loaders(photos, "train", "valid", **values), loaders(photos, "train", "valid", im_sz=72)
+    assert "decoded each time from JPEGs of 82 px" in both["train"].description and both["train"].num_workers > 0
+    assert both["train"].fingerprint != exact["train"].fingerprint  # a run does not change to them unnoticed
+    assert both["valid"].fingerprint == exact["valid"].fingerprint
+    read = both["valid"].images.source.read
+    assert np.array_equal(read(np.arange(20)), exact["valid"].images.source.read(np.arange(20)))
+    assert not np.array_equal(both["train"].images.source.read(np.arange(20)), exact["train"].images.source.read(np.arange(20)))  # fmt: skip
+
+
+def test_a_part_of_train_that_validates_is_exact(photos):
+    shutil.rmtree(photos / "valid")
+    valid = loaders(photos, "train", "valid", im_sz=72, cache="jpeg", valid_fraction=0.3, num_workers=0)["valid"]
+    exact = loaders(photos, "train", "valid", im_sz=72, cache="off", valid_fraction=0.3, num_workers=0)["valid"]
+    assert are_equal(batches(valid), [(*a[:1], *b[1:]) for a, b in zip(batches(valid), batches(exact), strict=True)])
+    source = valid.images.source
+    assert np.array_equal(source.read(np.arange(6)), exact.images.source.read(np.arange(6)))
+    assert "lossy, and for training alone" in valid.description and valid.fingerprint == exact.fingerprint
+
+
+def test_bad_images_in_a_jpeg_cache(photos):
+    (photos / "train" / "a" / "3.jpg").write_bytes(b"no image")
+    train = loader(photos, im_sz=72, cache="jpeg", on_bad_image="skip", num_workers=0)
+    assert train.skipped == ["train/a/3.jpg"] and train.num_images == 19
+    exact = loader(photos, im_sz=72, cache="off", on_bad_image="skip", num_workers=0)
+    error = abs(train.images.source.read(np.arange(19)).astype(int) - exact.images.source.read(np.arange(19)))
+    assert error.mean((1, 2, 3)).max() < 4  # every image is the one that its name says
+
+
+def test_the_parameter(tmp_path):
+    assert make_params(cache="jpeg").cache == "jpeg"
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (64, 64), (300, 301), (90, 641), (700, 120), (20, 31)])
+@pytest.mark.parametrize("size", [32, 256])
+def test_a_base_image_is_what_torchvision_makes(shape, size):
+    from torchvision.transforms.v2 import functional
+
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)  # the hardest there is
+    chw = torch.from_numpy(image).permute(2, 0, 1)
+    expected = functional.center_crop(functional.resize(chw, [size], antialias=True), [size, size]).permute(1, 2, 0)
+    error = np.abs(base_image(image, size, "crop").astype(int) - expected.numpy())
+    is_long = max(shape) > 2 * min(shape)  # Pillow resizes those, to one level
+    assert error.max() <= 1 and error.mean() < (0.5 if is_long else 1e-9)
+    squashed = functional.resize(chw, [size, size], antialias=True).permute(1, 2, 0).numpy()
+    assert np.array_equal(base_image(image, size, "squash"), squashed)
+
+
+def test_a_long_image_needs_little_memory():
+    """Whole, it would be 1,024,000 pixels wide: 786 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert base_image(noise(2, 8000), 256, "crop").shape == (256, 256, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_photographs_of_a_real_dataset():
+    """Mean and 99.9th percentile of the difference to torchvision's Resize and CenterCrop, in levels."""
+    from torchvision.transforms.v2 import functional
+
+    archive = SHARED / "hymenoptera_data.tar"
+    if not archive.exists():
+        pytest.skip(f"{archive.name} is not there")
+    errors = []
+    with tarfile.open(archive) as members:
+        for member in [member for member in members if member.name.endswith(".jpg")][::10]:
+            image = decode(members.extractfile(member).read(), member.name)
+            chw = torch.from_numpy(image).permute(2, 0, 1)
+            expected = functional.center_crop(functional.resize(chw, [256], antialias=True), [256, 256])
+            errors.append(base_image(image, 256, "crop").astype(int) - expected.permute(1, 2, 0).numpy())
+    errors = np.abs(np.stack(errors))
+    assert errors.mean() < 0.5 and np.percentile(errors, 99.9) <= 2
+
+
+# --- the bar ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(data, monkeypatch):
+    def shown(seconds: float, folder: str) -> str:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        with open(theirs, "w") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            monkeypatch.setattr(reading, "LONG", seconds)
+            decoded(data, folder=data.parent / folder)
+            terminal.write("end"), terminal.flush()
+            text = os.read(ours, 10_000).decode()
+        os.close(ours)
+        return text
+
+    assert "reading train" in shown(1e-6, "a") and shown(10, "b") == "end"
+
+
+def test_what_is_long_is_a_question_of_bytes_too(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        reading, "_progress", lambda total, title, seconds: asked.append(seconds) or (lambda done: None)
+    )
+    index = index_split(data / "train", "train", data)
+    reading.read_all(reading.Job(index, 16, "crop"))
+    with open(data / "train" / "class_0" / "000.png", "ab") as file:
+        file.truncate(100_000_000)
+    reading.read_all(reading.Job(index_split(data / "train", "train", data), 16, "crop"))
+    assert asked[0] < 0.1 and asked[1] > 0.5
+
+
+def test_the_manifest_is_small(data):
+    decoded(data)
+    (path,) = (data / ".cache").glob("*.json")
+    assert set(json.loads(path.read_text())) == {"state", "form", "bad"} and path.stat().st_size < 300

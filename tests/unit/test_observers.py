@@ -1,0 +1,109 @@
+"""Observers see a run go by; what they leave can be read back."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from engine.loop import Epoch, Step
+from engine.observers import OBSERVERS, LivePlot, Observer, make_observers
+from report.figures import save_history_figure
+from utils import UserError
+
+
+def params(folder: Path) -> SimpleNamespace:
+    return SimpleNamespace(folder=folder, best_metric="accuracy")
+
+
+def step(number: int, rates: list[float]) -> Step:
+    return Step(1, number, rates, 1.0 / number, {"loss": 1.0 / number}, 50.0)
+
+
+def epoch(number: int, at_step: int) -> Epoch:
+    row = {"epoch": number, "step": at_step, "learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.4}
+    row |= {"val_loss": 0.9, "val_accuracy": 0.5, "val_auc": None, "seconds": 1.0, "images_per_second": 50.0}
+    return Epoch(number, at_step, row, best=row)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, round(e.value, 4)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_and_a_resumed_run_has_no_doubles(tmp_path):
+    (observer,) = make_observers(["tensorboard"], tmp_path, params(tmp_path))
+    assert list(tmp_path.iterdir()) == []  # nothing before the first event
+    for number in (10, 20, 30):
+        observer.step(step(number, [0.1, 0.1, 0.1]))
+    observer.epoch(epoch(1, 20), [])
+    observer.close()
+    (again,) = make_observers(["tensorboard"], tmp_path, params(tmp_path), start_step=20)
+    again.step(step(30, [0.1, 0.2, 0.3]))
+    again.close()
+    again.close()
+    found = scalars(tmp_path)
+    assert found["train/loss"] == [(10, 0.1), (20, 0.05), (30, 0.0333)]
+    assert found["learning_rate"] == [(10, 0.1), (20, 0.1)]
+    assert found["learning_rate/group_3"] == [(30, 0.3)]
+    assert found["images_per_second"][0] == (10, 50.0)
+    assert found["train/accuracy"] == [(20, 0.4)] and found["val/loss"] == [(20, 0.9)]
+    assert "val/auc" not in found
+
+
+def test_live_plot_is_drawn_seldom_when_it_is_slow(tmp_path, monkeypatch):
+    (tmp_path / "metrics_val_best_weights.json").write_text(json.dumps({"epoch": 1, "loss": 0.9}))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("engine.observers.time.monotonic", lambda: clock.now)
+    drawn: list[int] = []
+
+    def draw(path, history, metric, best_epoch):
+        clock.now += 0.5  # what a drawing takes; 2 % of 25 s
+        drawn.append(len(history))
+        save_history_figure(path, history, metric, best_epoch)
+
+    monkeypatch.setattr("engine.observers.save_history_figure", draw)
+    observer, history = LivePlot(tmp_path, params(tmp_path)), []
+    for number in range(1, 31):
+        clock.now += 5.0
+        event = epoch(number, number)
+        history.append(event.row)
+        observer.epoch(event, history)
+    assert drawn == list(range(5, 31, 5))
+    with Image.open(tmp_path / "train_history.png") as image:
+        assert image.size[0] > 900
+
+
+def test_an_observer_of_the_experiments_own(tmp_path):
+    (tmp_path / "watch.py").write_text(
+        "from engine.observers import Observer\n"
+        "class Count(Observer):\n"
+        "    count = 0\n"
+        "    def step(self, step):\n"
+        "        self.count += 1\n"
+        "class NoObserver:\n"
+        "    def __init__(self, folder, params, start_step=0): pass\n"
+        "def nothing(): pass\n"
+    )
+    (observer,) = make_observers(["watch.py:Count"], tmp_path, params(tmp_path))
+    observer.step(step(1, [0.1]))
+    observer.epoch(epoch(1, 1), [])
+    observer.close()
+    assert observer.count == 1 and isinstance(observer, Observer)
+    for name, says in [
+        ("watch.py:NoObserver", "no method step"),
+        ("watch.py:nothing", "cannot be made"),
+        ("watch.py:Cuont", "did you mean 'Count'"),
+        ("tensorbord", "did you mean 'tensorboard'"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            make_observers([name], tmp_path, params(tmp_path))
+
+
+def test_registry():
+    assert set(OBSERVERS) == {"tensorboard", "live_plot"}
+    assert make_observers([], Path(), params(Path())) == []
