@@ -7,7 +7,7 @@ yield: `state` then holds everything that is needed to go on to the same bits.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.ema import Ema
+from engine.protocols import Batch, Loader, Metric
 from engine.schedule import Schedule, is_time, plateau_factor
+from engine.sums import add_sums, measure_images, read_means, sum_per_image
 from folder.history import best_row
 from params import Params
 from utils import key64
@@ -40,9 +42,9 @@ class Run:
     net: nn.Module
     optimizer: torch.optim.Optimizer
     loss_fn: Callable[[Tensor, Tensor], Tensor]  # (B, K) logits, (B,) or (B, K) labels -> (B,)
-    metrics: dict[str, Any]  # name -> metric; .per_image says whether it gives (B,) or one value per split
-    train_loader: Any
-    valid_loader: Any
+    metrics: Mapping[str, Metric]
+    train_loader: Loader
+    valid_loader: Loader
     schedule: Schedule
     total_steps: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -233,7 +235,7 @@ def train_epoch(run: Run, state: State) -> Iterator[Event]:
             begun, seen = time.perf_counter(), 0
 
 
-def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int) -> dict[str, Tensor]:
+def train_step(run: Run, state: State, batches: Iterable[Batch], num_images: int) -> dict[str, Tensor]:
     """One optimizer step over all its micro-batches. Returns sums per example, on the device."""
     seed_device(next(run.net.parameters()).device, key64(run.params.seed, "step", state.step, run.world.rank))
     scaler = state.scaler
@@ -246,7 +248,7 @@ def train_step(run: Run, state: State, batches: Iterable[tuple], num_images: int
             loss = (losses * weights).sum() * (run.world.size / num_images)
             (scaler.scale(loss) if scaler else loss).backward()
         with torch.no_grad():
-            per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
+            per_image = measure_images(run.metrics, logits, labels)
             add_sums(total, sum_per_image({**per_image, "loss": losses.detach()}, weights))
     if scaler:
         scaler.unscale_(run.optimizer)
@@ -341,7 +343,7 @@ def evaluate(run: Run, state: State) -> Iterator[Progress]:
     for images, labels, _, weights in run.valid_loader.batches(0, state.eval_batch):
         with run.autocast():
             logits = run.average_views(net, images)  # (B, K)
-        per_image = {name: metric(logits, labels) for name, metric in run.metrics.items() if metric.per_image}
+        per_image = measure_images(run.metrics, logits, labels)
         add_sums(state.sums, sum_per_image(per_image, weights))
         if whole:
             state.logits.append(logits[weights > 0].float())
@@ -372,28 +374,6 @@ def close_epoch(run: Run, state: State) -> Epoch:
     state.logits, state.labels = [], []
     best = best_row(state.history, run.best_metric, run.minimize)
     return Epoch(state.epoch, state.step, row, best)
-
-
-# --- sums per example ---------------------------------------------------------------------------------
-
-
-def sum_per_image(values: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    """(B,) values and (B,) weights -> weighted sums, and their weight under "count". Nothing leaves the device."""
-    kind = torch.float32 if weights.device.type == "mps" else torch.float64
-    weights = weights.to(kind)
-    return {name: (value.to(kind) * weights).sum() for name, value in values.items()} | {"count": weights.sum()}
-
-
-def add_sums(into: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
-    for name, value in sums.items():
-        into[name] = into[name] + value if name in into else value
-
-
-def read_means(sums: dict[str, Tensor], all_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """Sums of all ranks divided by their count: the one place where values come to the host."""
-    names = [name for name in sums if name != "count"]
-    values = all_sum(torch.stack([sums[name] for name in (*names, "count")])).tolist()
-    return {name: value / values[-1] for name, value in zip(names, values, strict=False)}
 
 
 def _loss_first(values: dict[str, float]) -> dict[str, float]:
