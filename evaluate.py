@@ -68,13 +68,13 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     from engine.use.inference import load_trained, parameters
     from model.metric import make_metrics
     from model.net import make_net
-    from model.tta import averaged
+    from model.tta import average_views
 
     split = str(SPLIT_SYNONYMS.get(args.split, args.split))
     if split not in SPLITS:
         raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
     say = partial(print, file=sys.stderr if args.json else sys.stdout)
-    trained = load_trained(folder, args.restore_file, make_net, averaged, overrides)
+    trained = load_trained(folder, args.restore_file, make_net, average_views, overrides)
     params = parameters(folder, overrides, trained)
     check_classes(folder, trained)
     loader = fetch(split, find_data(folder, args.data_dir), params, trained, args.cache_dir)

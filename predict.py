@@ -132,9 +132,9 @@ def main(argv: list[str]) -> int:
 
     from engine.use.inference import load_trained
     from model.net import make_net
-    from model.tta import averaged
+    from model.tta import average_views
 
-    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, averaged, overrides)
+    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, average_views, overrides)
     rows = list(predict(trained, paths, min(args.top, len(trained.classes))))
     failed = sum(bool(row["error"]) for row in rows)
     if args.csv:

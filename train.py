@@ -77,7 +77,7 @@ OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here
 
 def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.optim.Optimizer:
     """One learning rate per layer group; matrices and filters decay, biases and norm gains (ndim < 2) do not."""
-    from model.net import layer_groups
+    from model.nets.groups import layer_groups
 
     layers = layer_groups(net)
     rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(layers)
@@ -118,8 +118,9 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     from engine.use.find_lr import find_lr
     from model.data_loader import fetch_dataloader
     from model.metric import make_metrics
-    from model.net import freeze, make_net
-    from model.tta import averaged
+    from model.net import make_net
+    from model.nets.groups import Freezer
+    from model.tta import average_views
 
     params, world = plan.params, find_world()
     device = precision.pick_device(params, world.local_rank)
@@ -131,7 +132,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
     precision.apply(choice, params)
     params = plan.pin(params, loaders, choice.to_dict(), precision.machine_kind(device))
     saved = committed(plan)
-    net = make_net(params, len(loader.classes), weights=saved and saved["net"])
+    net, weights_report = make_net(params, len(loader.classes), weights=saved and saved["net"])
     net = precision.place(net, choice, device)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     loss_fn = make_loss(params, loader.class_counts, device)
@@ -154,9 +155,10 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
         params=params,
         autocast=choice.autocast,
         forward=world.wrap(precision.compiled(net, choice, loader.rows), device),
-        average_views=partial(averaged, tta=params.tta),
+        average_views=partial(average_views, tta=params.tta),
         world=world,
-        before_epoch=partial(freeze, net, params),
+        before_epoch=Freezer(net, params),
+        weights_report=weights_report,
     )
     if args.find_lr:
         return print(find_lr(plan, args, run, state), end="")

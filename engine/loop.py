@@ -50,9 +50,10 @@ class Run:
     autocast: Callable[[], AbstractContextManager[Any]]
     forward: Any  # images -> logits: the net, compiled or wrapped for several processes
     world: World = World()
-    before_epoch: Callable[[int], None] = lambda epoch: None  # e.g. freeze layer groups
+    before_epoch: Callable[[int], None] = lambda epoch: None  # after net.train(); e.g. freezes layer groups
     average_views: Callable[[nn.Module, Tensor], Tensor] = lambda net, images: net(images)  # of images evaluated
     wants_control: Callable[[], bool] = lambda: False  # a signal came, or a checkpoint is due
+    weights_report: str = ""  # one line about the weights that the net started from
 
     @property
     def minimized(self) -> list[str]:
@@ -202,7 +203,6 @@ def fit(run: Run, state: State) -> Iterator[Event]:
     """Train from where `state` stands to `run.total_steps`. Raises NonFiniteLoss."""
     while state.step < run.total_steps or state.step > state.epoch_step:  # to go, or an epoch begun and not closed
         if state.phase == "train":
-            run.before_epoch(state.epoch)
             yield from train_epoch(run, state)
             close_training(run, state)
         yield from evaluate(run, state)
@@ -213,6 +213,7 @@ def train_epoch(run: Run, state: State) -> Iterator[Event]:
     """The rest of this epoch, or less when `total_steps` comes first."""
     loader, first_step = run.train_loader, state.epoch_step
     run.net.train()
+    run.before_epoch(state.epoch)
     batches = iter(loader.batches(state.epoch, state.step - first_step))
     last_step = min(first_step + loader.num_batches, run.total_steps)
     begun, seen = time.perf_counter(), 0

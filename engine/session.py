@@ -156,9 +156,7 @@ class Session:
     def _say_hello(self) -> None:
         lines = [*self.plan.remarks, self.run.train_loader.description]
         lines += [f"net: {self.params.arch}, {self._num_parameters():,} parameters", f"machine: {self.choice}"]
-        lines += (
-            [report] if (report := getattr(self.run.net, "weights_report", "")) and self.plan.verb == "start" else []
-        )
+        lines += [self.run.weights_report] if self.run.weights_report and self.plan.verb == "start" else []
         lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
         if self.plan.verb == "continue":
             # A kill may have come between a commit and what is derived from it.

@@ -1,31 +1,27 @@
 """Nets: images (B, 3, H, W) -> logits (B, K).
 
-To add one: write the class, add one line to NETS. Its constructor takes `num_classes`, `dropout` (`ps` of
-params.json: the probability before the last layer), `im_sz` if it needs the image size, and keyword arguments
-of its own, which are `arch_args`. Or keep it in the experiment folder and name it "file.py:Name". A net may
-define `layer_groups()` (lists of parameters, earliest first) and `predict(images)` (probabilities, for
-inference of its own).
+To add one: write the class and add one line to NETS. Its constructor takes `num_classes`, `dropout` (the probability
+before the last layer: `ps` of params.json), `im_sz` if it needs the image size, and keyword arguments of its own, which
+are `arch_args`. Or keep the class in the experiment folder and name it "file.py:Name". A net may define
+`layer_groups()` (lists of parameters, earliest layers first) and `predict(images)` (probabilities, if they are not the
+softmax of its logits).
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MethodType
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.nets.weights import clean_names, load_tensors, published_weights, reason
+from model.nets.build import NetSpec, build_net, check_output
+from model.nets.weights import clean_names, load_tensors, published_weights
 from model.pixels.progressive import sizes
-from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest, read_tensors
-
-if TYPE_CHECKING:
-    from params import Params
+from params import Params
+from utils import UserError, read_tensors
 
 SMALL_IMAGE = 64  # px; up to this size ResNets get the stem for small images
+LIBRARY_SIZE = 224  # px; torchvision's and timm's nets are known to take images of this size and larger
 
 
 def conv_bn_relu(num_in: int, num_out: int) -> nn.Sequential:
@@ -103,6 +99,8 @@ def patch_filters(size: int) -> Tensor:
 class PatchStem(nn.Module):
     """Images in a fixed basis of 2x2 patches, each coefficient to unit variance, with both signs: 24 channels."""
 
+    filters: Tensor  # (12, 3, 2, 2)
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("filters", patch_filters(2))
@@ -110,8 +108,8 @@ class PatchStem(nn.Module):
         self.num_channels = 24
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.norm(conv2d(images, self.filters))
-        return gelu(torch.cat([found, -found], dim=1))
+        coefficients = self.norm(conv2d(images, self.filters))  # (B, 12, H - 1, W - 1)
+        return gelu(torch.cat([coefficients, -coefficients], dim=1))
 
 
 class ConvNormAct(nn.Module):
@@ -146,7 +144,8 @@ class ResNet9(nn.Module):
     ):
         super().__init__()
         a, b, c = widths
-        self.stem, self.scale = PatchStem(), scale
+        self.stem = PatchStem()
+        self.scale = scale
         self.stages = nn.Sequential(
             nn.Sequential(ConvNormAct(self.stem.num_channels, a, halve=True), Residual(ConvNormAct(a, a))),
             nn.Sequential(ConvNormAct(a, b, halve=True), Residual(ConvNormAct(b, b))),
@@ -194,180 +193,58 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 # --- by name ----------------------------------------------------------------------------------------
 
 
-def make_net(params: "Params", num_classes: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """The net that `params` names, in train mode, initialised as a function of params.seed alone.
+def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, str]:
+    """The net that `params` names, in train mode, and one line about the weights that `pretrain` loaded ("": none).
 
-    `pretrain` is honoured, unless `weights` are given: the tensors of a net trained with these params
-    (evaluate, predict, resume), which must fit exactly; nothing is read or downloaded then.
-    `net.weights_report` says in one line what `pretrain` loaded; "" when nothing.
-    A ResNet gets the small-image stem (3x3, stride 1, no max pool) at im_sz <= 64 px, unless the weights it
-    takes were trained with the 7x7 one: those of pretrain 1 always were.
-    The net is tried with images of every size that it will see, but a library's net at its usual 224 px or more.
+    Its initial weights are a function of params.seed alone. `weights`: the tensors of a net that was trained with
+    these params (evaluate, predict, resume); they must fit exactly, and `pretrain` is then not looked at.
+    A ResNet gets the small-image stem (3x3, stride 1, no max pool) at im_sz <= 64 px, unless the weights it takes were
+    trained with the 7x7 stem, as all published ones were.
     UserError: unknown arch, arch_args that its constructor refuses, weights or an image size that do not fit.
     """
-    im_sz = params.im_sz or 224
-    published = weights is None and params.pretrain == 1
-    tensors, source = (None, "") if weights is None else (clean_names(weights), "weights")
-    if weights is None and isinstance(params.pretrain, str):
-        source = str(Path(params.folder) / Path(params.pretrain).expanduser())
-        tensors = clean_names(read_tensors(source))
-    stem = None if tensors is None else tensors.get("conv1.weight")
-    small = im_sz <= SMALL_IMAGE and not published and (stem is None or stem.shape[-1] == 3)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(key64(params.seed, "init"))
-        try:
-            net = _build(params, num_classes, im_sz, published, small)
-        except UserError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"arch: {params.arch} cannot be built with arch_args {params.arch_args}: {reason(error)}"
-            ) from error
-    own = params.arch in NETS or ".py:" in params.arch
+    im_sz = params.im_sz or LIBRARY_SIZE
+    is_published = weights is None and params.pretrain == 1
+    # The weights come first: they decide the stem.
+    tensors, source = _given_weights(params, weights)
+    stem = None if tensors is None else tensors.get("conv1.weight")  # (C, 3, h, w)
+    is_small = im_sz <= SMALL_IMAGE and not is_published and (stem is None or stem.shape[-1] == 3)
+    # Build it, with random weights.
+    spec = NetSpec(
+        arch=params.arch,
+        arch_args=dict(params.arch_args),
+        num_classes=num_classes,
+        dropout=params.ps,
+        im_sz=im_sz,
+        folder=Path(params.folder),
+        published=is_published,
+        small_stem=is_small,
+    )
+    net = build_net(spec, NETS, params.seed)
+    # Try it with every size that training images will have.
+    is_library = not (params.arch in NETS or spec.is_own)
     for side in sizes(params, im_sz):
-        if side < im_sz or im_sz < 224 or own:
-            _check_output(net, params.arch, num_classes, side)
-    if published and not params.arch.startswith("timm/"):
+        if not (is_library and side == im_sz >= LIBRARY_SIZE):
+            check_output(net, params.arch, num_classes, side)
+    # Load the weights.
+    if is_published:
+        if params.arch.startswith("timm/"):
+            return net.train(), f"{params.arch}: timm's published weights loaded, head new"
         tensors, source = published_weights(params.arch)
-    report = None if tensors is None else load_tensors(net, tensors, source)
-    if weights is not None and report is not None and not report.complete:
+    if tensors is None:
+        return net.train(), ""
+    report = load_tensors(net, tensors, source)
+    if weights is None:
+        return net.train(), str(report)
+    if not report.is_complete:
         raise UserError(f"these weights are not of the net that params.json describes: {report}")
-    net.weights_report = str(report) if report and weights is None else getattr(net, "weights_report", "")
-    return net.train()
+    return net.train(), ""
 
 
-def _build(params: "Params", num_classes: int, im_sz: int, published: bool, small: bool) -> nn.Module:
-    """The net as constructed: weights not yet loaded, timm's published ones excepted."""
-    arch, args = params.arch, dict(params.arch_args)
-    if arch in NETS or ".py:" in arch:
-        constructor = NETS[arch] if arch in NETS else load_reference(arch, Path(params.folder))
-        if not callable(constructor):
-            raise UserError(f"arch: {arch} is a {type(constructor).__name__}, not a net's class")
-        if published:
-            raise UserError(f"pretrain: {arch} has no published weights; give a weights file, or 0")
-        given = _given(constructor, arch, num_classes, params.ps, im_sz)
-        check_kwargs(constructor, args, "arch_args", skip=given)
-        net = constructor(**args, **given)
-        if not isinstance(net, nn.Module):
-            raise UserError(f"arch: {arch} gave a {type(net).__name__}, not a torch.nn.Module")
-        return net
-    from model.nets import backbones  # torchvision takes two seconds to import
-
-    if arch.startswith("timm/"):
-        return backbones.build_timm(arch[5:], num_classes, params.ps, im_sz, args, published)
-    if arch not in (names := backbones.torchvision_names()):
-        raise UserError(f"arch: unknown net {arch!r}; {nearest(arch, [*NETS, *names])}")
-    return backbones.build_torchvision(arch, num_classes, params.ps, im_sz, args, published, small)
-
-
-def _given(constructor: Callable, arch: str, num_classes: int, dropout: float, im_sz: int) -> dict[str, Any]:
-    """What the kit gives to a constructor: `num_classes` always, `dropout` and `im_sz` when it takes them."""
-    takes = inspect.signature(constructor).parameters
-    if dropout and "dropout" not in takes:
-        raise UserError(f"ps: {arch} takes no `dropout`; set ps to 0, or give its constructor that argument")
-    given = {"num_classes": num_classes, "dropout": dropout, "im_sz": im_sz}
-    return {name: value for name, value in given.items() if name == "num_classes" or name in takes}
-
-
-@torch.no_grad()
-def _check_output(net: nn.Module, arch: str, num_classes: int, im_sz: int) -> None:
-    """One forward pass of two black images: UserError when the net cannot take them, or gives no (2, K)."""
-    if any(parameter.is_meta for parameter in net.parameters()):
-        return
-    try:
-        logits = net.eval()(torch.zeros(2, 3, im_sz, im_sz))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f"arch: {arch} cannot take images of {im_sz} px: {reason(error)}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
-        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"arch: {arch} gave {given} for 2 images; logits (2, {num_classes}) are expected")
-
-
-# --- layer groups -----------------------------------------------------------------------------------
-
-
-def layer_groups(net: nn.Module) -> list[list[nn.Parameter]]:
-    """Early body, late body, head, each parameter once; or what the net's own layer_groups() says.
-
-    The head is the top-level module that holds the last linear or convolutional layer. The body is cut in the
-    middle of its blocks: ResNets into stem, layer1, layer2 | layer3, layer4.
-    """
-    if callable(getattr(net, "layer_groups", None)):
-        groups = [list(group) for group in net.layer_groups()]
-        if sorted(id(p) for group in groups for p in group) != sorted(id(p) for p in net.parameters()):
-            raise UserError(f"{type(net).__name__}.layer_groups() must hold every parameter exactly once")
-        return groups
-    root = net
-    while len(children := _children(root)) == 1 and _children(children[0]):
-        root = children[0]
-    if not children:
-        return [[], [], list(net.parameters())]
-    layers = [m for m in root.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    head = next((child for child in children if layers and layers[-1] in list(child.modules())), children[-1])
-    late = _late_half([child for child in children if child is not head])
-    head_ids = {id(p) for p in head.parameters()}
-    late_ids = {id(p) for module in late for p in module.parameters()}
-    groups = [[], [], []]
-    for parameter in net.parameters():
-        groups[2 if id(parameter) in head_ids else 1 if id(parameter) in late_ids else 0].append(parameter)
-    return groups
-
-
-def _late_half(units: list[nn.Module]) -> list[nn.Module]:
-    """The second half of a body's blocks. The largest is opened until there are three, or layers alone."""
-    while len(blocks := [unit for unit in units if _children(unit)]) < 3 and blocks:
-        largest = max(blocks, key=lambda unit: sum(p.numel() for p in unit.parameters()))
-        at = units.index(largest)
-        units = [*units[:at], *_children(largest), *units[at + 1 :]]
-    steps = blocks or units
-    return units[units.index(steps[(len(steps) + 1) // 2]) :] if len(steps) > 1 else []
-
-
-def _children(module: nn.Module) -> list[nn.Module]:
-    """Its direct children that hold parameters."""
-    return [child for child in module.children() if next(child.parameters(), None) is not None]
-
-
-def set_frozen(net: nn.Module, num_groups: int) -> None:
-    """Freeze the first `num_groups` layer groups (0: none): no gradient, batch norm keeps its statistics.
-
-    Such a batch norm stays in eval mode when net.train() is called. What the net itself froze stays frozen.
-    """
-    groups = layer_groups(net)
-    if num_groups >= len(groups):
-        raise UserError(f"freeze: groups: {num_groups} of the net's {len(groups)} leave nothing to train")
-    frozen = {id(parameter) for group in groups[:num_groups] for parameter in group}
-    for parameter in net.parameters():
-        if id(parameter) in frozen and parameter.requires_grad:
-            parameter.requires_grad_(False)
-            parameter.grad, parameter.frozen_by_kit = None, True
-        elif id(parameter) not in frozen and getattr(parameter, "frozen_by_kit", False):
-            parameter.requires_grad_(True)
-            parameter.frozen_by_kit = False
-    for module in net.modules():
-        if isinstance(module, _BatchNorm):
-            module.__dict__.pop("train", None)
-            module.train(net.training)
-            if any(id(parameter) in frozen for parameter in module.parameters(recurse=False)):
-                module.train = MethodType(_stay_in_eval, module)
-                module.eval()
-
-
-def freeze(net: nn.Module, params: "Params", epoch: int) -> None:
-    """Before each epoch: the first layer groups learn nothing until `freeze.epochs` are over."""
-    set_frozen(net, params.freeze.groups if params.freeze and epoch < params.freeze.epochs else 0)
-
-
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    return type(module).train(module, False)
-
-
-def predict_probabilities(net: nn.Module, images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, K) float32 probabilities: net.predict(images) if it has one, else the softmax."""
-    if callable(getattr(net, "predict", None)):
-        return net.predict(images).float()
-    return net(images).float().softmax(dim=1)
+def _given_weights(params: Params, weights: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor] | None, str]:
+    """(name -> tensor, where it comes from) of `weights` or of the file that `pretrain` names; None without either."""
+    if weights is not None:
+        return clean_names(weights), "weights"
+    if isinstance(params.pretrain, str):
+        path = Path(params.folder) / Path(params.pretrain).expanduser()
+        return clean_names(read_tensors(path)), str(path)
+    return None, ""

@@ -35,8 +35,8 @@ def flip_translate(images: Tensor) -> Views:
 TTA: dict[str, Callable[[Tensor], Views]] = {"none": none, "flip": flip, "flip_translate": flip_translate}
 
 
-def averaged(forward: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
-    """`forward`: (B, 3, H, W) -> (B, K), averaged over the views that `tta` names."""
+def average_views(forward: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
+    """The weighted mean of forward(view), (B, K), over the views of `images` (B, 3, H, W) that `tta` names."""
     views = lookup(TTA, tta, "tta")(images)
     if len(views) == 1:
         return forward(images)

@@ -76,10 +76,11 @@ def range_test(run: Run, state: State) -> Curve:
     from tqdm import tqdm
 
     initial = 1.0 if run.params.lr_schedule else peak_rate(run.params)  # what the groups' initial_lr are parts of
+    begin_epoch = run.before_epoch
     run = replace(run, params=run.params.replace(save_summary_steps=1), total_steps=NUM_STEPS,
-                  schedule=Schedule(lambda step: rate_at(step) / initial))  # fmt: skip
+                  schedule=Schedule(lambda step: rate_at(step) / initial),
+                  before_epoch=lambda epoch: begin_epoch(0))  # fmt: skip
     state.ema = None
-    run.before_epoch(0)
     curve, is_shown = Curve(), None if run.world.is_main else True
     with tqdm(total=NUM_STEPS, desc="range test", unit="step", leave=False, disable=is_shown) as bar:
         while state.step < NUM_STEPS:

@@ -65,7 +65,7 @@ def with_its_code(folder: Path, values: dict[str, Any]) -> Params:
 def load_trained(
     folder: Folder,
     restore_file: str,
-    make_net: Callable[..., nn.Module],
+    make_net: Callable[..., tuple[nn.Module, str]],
     averaged: Callable[..., Tensor],
     overrides: dict[str, Any],
 ) -> Trained:
@@ -86,7 +86,7 @@ def load_trained(
     place = pick_device(params)
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    net = make_net(params, len(kit["classes"]), weights=tensors)
+    net, _ = make_net(params, len(kit["classes"]), weights=tensors)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,4 +1,5 @@
-"""Backbones by name, published weights, and layer groups: what net.py is made of. May import include, utils, params.
+"""What net.py is made of: building a net by name, weights from files, layer groups. May import include, utils, params.
 
-Start reading at backbones.py.
+build.py makes a net from its name and arguments, and tries it; backbones.py those of torchvision and timm; weights.py
+loads weights into it; groups.py divides it into layer groups and freezes them. Start reading at build.py.
 """

@@ -5,11 +5,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from utils import UserError, read_tensors
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # The published DenseNet files are older than today's names: "norm.1" is now "norm1".
@@ -17,17 +21,17 @@ DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d+\.)")
 
 
 @dataclass
-class Report:
-    """Names of tensors: loaded; in the net only; in the file only; in both with different shapes."""
+class LoadReport:
+    """Which tensors of a net were loaded from `source`, by name."""
 
     source: str
-    matched: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
+    matched: list[str] = field(default_factory=list)  # loaded
+    missing: list[str] = field(default_factory=list)  # in the net alone
+    unexpected: list[str] = field(default_factory=list)  # in the file alone
+    mismatched: list[str] = field(default_factory=list)  # in both, with different shapes
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Every tensor of the net was loaded, and the file holds no other."""
         return not (self.missing or self.unexpected or self.mismatched)
 
@@ -46,7 +50,7 @@ class Report:
 
 
 def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names that the bare net gives them."""
+    """The tensors under the names that the bare net gives them: without prefixes of wrappers, in today's spelling."""
     cleaned = {}
     for name, tensor in tensors.items():
         while name.startswith(PREFIXES):
@@ -55,10 +59,11 @@ def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return cleaned
 
 
-def load_tensors(net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> Report:
+def load_tensors(net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
     """Copy every tensor whose name and shape fit into `net`. UserError when none does."""
-    tensors, own = clean_names(tensors), net.state_dict()
-    report = Report(source, unexpected=[name for name in tensors if name not in own])
+    tensors = clean_names(tensors)
+    own = net.state_dict()
+    report = LoadReport(source, unexpected=[name for name in tensors if name not in own])
     for name, tensor in own.items():
         if name not in tensors:
             report.missing.append(name)
@@ -78,42 +83,45 @@ def load_tensors(net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     return report
 
 
-def load_weights(net: nn.Module, path: Path | str) -> Report:
-    """Load a `.safetensors` or PyTorch file (weights only) into `net`. str(report) is one line to show.
+def load_weights(net: nn.Module, path: Path | str) -> LoadReport:
+    """Load a `.safetensors` or PyTorch file (weights only) into `net`. str(report) is one line for the user.
 
-    UserError when the file cannot be read, or fits nowhere. A head of another size is left as initialised.
+    A tensor of another shape, such as a head for another number of classes, is left as initialised.
+    UserError when the file cannot be read, or none of its tensors fits.
     """
     return load_tensors(net, read_tensors(path), str(path))
 
 
 def published_weights(arch: str) -> tuple[dict[str, Tensor], str]:
     """torchvision's default weights for `arch`, and their name. Downloaded once, into torch's cache."""
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(arch).DEFAULT
+    weights = _default_weights(arch)
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
     try:
         tensors = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
     except Exception as error:
         raise UserError(
-            f"pretrain: the published weights of {arch} could not be read ({reason(error)}); with no "
+            f"pretrain: the published weights of {arch} could not be read ({describe_error(error)}); with no "
             f'network, put {weights.url} at {file}, or give a local file: "pretrain": "path/to/weights.pth"'
         ) from None
     return tensors, str(weights)
 
 
 def published_size(arch: str) -> int:
-    """Image size in px that torchvision's default weights of `arch` were trained for, at least."""
-    from torchvision.models import get_model_weights
+    """The smallest image size in px that torchvision's default weights of `arch` take."""
+    return _default_weights(arch).meta["min_size"][0]
 
-    return get_model_weights(arch).DEFAULT.meta["min_size"][0]
+
+def _default_weights(arch: str) -> "WeightsEnum":
+    from torchvision.models import get_model_weights  # torchvision takes two seconds to import
+
+    return get_model_weights(arch)["DEFAULT"]
 
 
 def _some(names: Mapping[str, Tensor]) -> str:
     return ", ".join(list(names)[:2]) + (", ..." if len(names) > 2 else "")
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Type and first line of an exception."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__

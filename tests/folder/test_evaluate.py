@@ -19,7 +19,7 @@ import predict
 from engine.use.evaluation import collect, per_class, per_class_markdown, record_look
 from engine.use.inference import Trained, with_its_code
 from include import ROOT
-from model.tta import averaged
+from model.tta import average_views
 from utils import UserError
 
 METRICS = ["accuracy", "f1", "auc", "ece"]
@@ -223,7 +223,7 @@ class Loader:
 
 def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
     kit = {"classes": ["a", "b", "c"], "im_sz": 4, "normalisation": Loader.pinned}
-    found = collect(Trained(Own(), Path(), "best", None, kit, "cpu", averaged, "none"), Loader(), num_worst=3)
+    found = collect(Trained(Own(), Path(), "best", None, kit, "cpu", average_views, "none"), Loader(), num_worst=3)
     assert found.positions.tolist() == list(range(10)) and (found.labels == Loader.labels).all()
     assert torch.isfinite(found.logits).all() and not (found.predicted == found.labels).any()  # argmin: all wrong
     assert len(found.worst) == len(found.pixels) == 3

@@ -146,7 +146,7 @@ GUARDS = [
     Guard("folds are dealt before children are written", "search/scheduler.py",
           "    assignment = deal(params, Path(given)) if deal else None", "    assignment = None",
           "tests/unit/test_folds.py::test_a_search_shares_and_records_the_parts"),
-    Guard("what is frozen stays so in a range test", "engine/use/find_lr.py", "    run.before_epoch(0)\n", "",
+    Guard("what is frozen stays so in a range test", "engine/use/find_lr.py", "begin_epoch(0)", "begin_epoch(epoch)",
           "tests/folder/test_find_lr.py::test_what_is_frozen_at_first_stays_so"),
     Guard("a range test keeps the groups' proportions", "engine/use/find_lr.py",
           "    initial = 1.0 if run.params.lr_schedule else peak_rate(run.params)", "    initial = 1.0",

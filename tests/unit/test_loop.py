@@ -245,7 +245,7 @@ def waits_of_an_epoch(folder, data, num_images, monkeypatch, **values):
     )
     loaders = fetch_dataloader(["train", "valid"], data, params, cache_dir=folder / "cache")
     loader = loaders["train"]
-    net = make_net(params, len(loader.classes)).to(memory_format=torch.channels_last)
+    net = make_net(params, len(loader.classes))[0].to(memory_format=torch.channels_last)
     optimizer = train.make_optimizer(net, params, fused=True)
     run = Run(
         params=params, net=net, optimizer=optimizer, loss_fn=train.make_loss(params, loader.class_counts, "cpu"),

@@ -16,8 +16,9 @@ from torch import nn
 
 import params as params_module
 from include import ROOT
-from model.net import NETS, layer_groups, make_net, predict_probabilities, set_frozen
+from model.net import NETS, make_net
 from model.nets.backbones import torchvision_names
+from model.nets.groups import Freezer, layer_groups
 from model.nets.weights import load_weights
 from params import Params
 from utils import UserError, read_json
@@ -49,6 +50,10 @@ def on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
+def build(params: Params, num_classes: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
+    return make_net(params, num_classes, weights)[0]
+
+
 def count(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
@@ -58,7 +63,7 @@ def parameter_counts() -> dict[str, dict[str, int]]:
     with on_meta():
         for name in [*NETS, *torchvision_names()]:
             given = make_params(arch=name, im_sz=SIZES.get(name, 224))
-            counts[name] = {str(k): count(make_net(given, k)) for k in (10, 1000)}
+            counts[name] = {str(k): count(build(given, k)) for k in (10, 1000)}
     return counts
 
 
@@ -80,15 +85,15 @@ def test_parameter_counts_are_the_golden_ones_and_the_published_ones():
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("im_sz", [8, 32, 64])
 def test_own_nets_give_logits_at_any_small_size(name, im_sz):
-    net = make_net(make_params(arch=name, im_sz=im_sz, ps=0.5), 7)
-    assert net.training and net.weights_report == ""
+    net, weights_report = make_net(make_params(arch=name, im_sz=im_sz, ps=0.5), 7)
+    assert net.training and weights_report == ""
     assert net(torch.randn(4, 3, im_sz, im_sz)).shape == (4, 7)
 
 
 def test_arch_args_reach_the_constructor():
-    assert make_net(make_params(arch="lenet", arch_args={"n_filters": 10}), 10).features[0].out_channels == 10
-    assert make_net(make_params(arch="resnet9", arch_args={"widths": [8, 8, 16]}), 10).head[-1].in_features == 16
-    net = make_net(make_params(arch="resnet18", arch_args={"zero_init_residual": True}), 10)
+    assert build(make_params(arch="lenet", arch_args={"n_filters": 10}), 10).features[0].out_channels == 10
+    assert build(make_params(arch="resnet9", arch_args={"widths": [8, 8, 16]}), 10).head[-1].in_features == 16
+    net = build(make_params(arch="resnet18", arch_args={"zero_init_residual": True}), 10)
     assert net.layer1[0].bn2.weight.eq(0).all()
 
 
@@ -100,7 +105,7 @@ def test_head_dropout_is_ps_under_torchvisions_own_names(name):
     from torchvision.models import get_model
 
     with on_meta():
-        net = make_net(make_params(arch=name, ps=0.25, im_sz=224), 5)
+        net = build(make_params(arch=name, ps=0.25, im_sz=224), 5)
         own = get_model(name, num_classes=5)
     assert net.state_dict().keys() == own.state_dict().keys()
     rates = [getattr(m, "p", getattr(m, "dropout", 0)) for m in net.modules() if "Dropout" in type(m).__name__]
@@ -108,7 +113,7 @@ def test_head_dropout_is_ps_under_torchvisions_own_names(name):
 
 
 def test_head_dropout_acts_in_training_only():
-    net = make_net(make_params(arch="resnet18", ps=0.9), 5)
+    net = build(make_params(arch="resnet18", ps=0.9), 5)
     features = torch.ones(4, 512)
     assert not net.fc(features).equal(net.fc(features))
     net.eval()
@@ -116,7 +121,7 @@ def test_head_dropout_acts_in_training_only():
 
 
 def test_resnets_keep_small_images_large():
-    small, large = (make_net(make_params(arch="resnet18", im_sz=size), 10) for size in (64, 65))
+    small, large = (build(make_params(arch="resnet18", im_sz=size), 10) for size in (64, 65))
     assert small.conv1.kernel_size == (3, 3) and small.conv1.stride == (1, 1)
     assert isinstance(small.maxpool, nn.Identity) and large.conv1.kernel_size == (7, 7)
     assert count(large) - count(small) == 64 * 3 * (49 - 9)
@@ -124,16 +129,16 @@ def test_resnets_keep_small_images_large():
 
 def test_timm_nets():
     timm = pytest.importorskip("timm")
-    net = make_net(make_params(arch="timm/resnet18", ps=0.5), 10)
+    net = build(make_params(arch="timm/resnet18", ps=0.5), 10)
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10) and net.drop_rate == 0.5
-    assert make_net(make_params(arch="timm/vit_tiny_patch16_224", im_sz=32), 3).pos_embed.shape[1] == 5
+    assert build(make_params(arch="timm/vit_tiny_patch16_224", im_sz=32), 3).pos_embed.shape[1] == 5
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
-        make_net(make_params(arch="timm/resnet18x"), 10)
+        build(make_params(arch="timm/resnet18x"), 10)
     with pytest.raises(UserError, match="n_filter"):
-        make_net(make_params(arch="timm/resnet18", arch_args={"n_filter": 1}), 10)
+        build(make_params(arch="timm/resnet18", arch_args={"n_filter": 1}), 10)
     unpublished = next(name for name in timm.list_models() if not timm.models.is_model_pretrained(name))
     with pytest.raises(UserError, match="publishes no weights"):
-        make_net(make_params(arch=f"timm/{unpublished}", pretrain=1), 10)
+        build(make_params(arch=f"timm/{unpublished}", pretrain=1), 10)
 
 
 def test_own_nets_do_not_import_torchvision():
@@ -152,11 +157,11 @@ def test_own_nets_do_not_import_torchvision():
 @pytest.mark.parametrize("name", [*NETS, "resnet18", "mobilenet_v3_small"])
 def test_initialisation_is_a_function_of_the_seed_alone(name):
     before = torch.get_rng_state()
-    first = make_net(make_params(arch=name), 10).state_dict()
+    first = build(make_params(arch=name), 10).state_dict()
     assert torch.get_rng_state().equal(before)
     torch.rand(3)
-    again = make_net(make_params(arch=name), 10).state_dict()
-    other = make_net(make_params(arch=name, seed=1), 10).state_dict()
+    again = build(make_params(arch=name), 10).state_dict()
+    other = build(make_params(arch=name, seed=1), 10).state_dict()
     assert all(first[key].equal(again[key]) for key in first)
     assert any(not first[key].equal(other[key]) for key in first)
 
@@ -182,7 +187,7 @@ def test_layer_groups_hold_each_parameter_once(name):
     if name.startswith("timm/"):
         pytest.importorskip("timm")
     with on_meta():
-        net = make_net(make_params(arch=name, im_sz=64 if name == "sign_net" else 224), 13)
+        net = build(make_params(arch=name, im_sz=64 if name == "sign_net" else 224), 13)
     groups = layer_groups(net)
     names = {id(parameter): key for key, parameter in net.named_parameters()}
     assert sorted(names[id(p)] for group in groups for p in group) == sorted(names.values())
@@ -193,7 +198,7 @@ def test_layer_groups_hold_each_parameter_once(name):
 
 
 def test_layer_groups_of_a_resnet():
-    net = make_net(make_params(arch="resnet18"), 10)
+    net = build(make_params(arch="resnet18"), 10)
     names = {id(parameter): key.split(".")[0] for key, parameter in net.named_parameters()}
     tops = [list(dict.fromkeys(names[id(p)] for p in group)) for group in layer_groups(net)]
     assert tops == [["conv1", "bn1", "layer1", "layer2"], ["layer3", "layer4"], ["fc"]]
@@ -213,38 +218,56 @@ def test_layer_groups_of_odd_nets():
         layer_groups(Own(4, 2))
 
 
+def freezer(net: nn.Module, groups: int, epochs: float = 1) -> Freezer:
+    return Freezer(net, make_params(freeze={"groups": groups, "epochs": epochs}))
+
+
 def test_frozen_groups_do_not_move_not_even_their_batch_norm():
-    net = make_net(make_params(arch="simple_cnn", arch_args={"n_filters": 4}), 10)
-    set_frozen(net, 2)
-    net.train()
+    net = build(make_params(arch="simple_cnn", arch_args={"n_filters": 4}), 10)
+    freeze = freezer(net, 2)
+    net(torch.randn(8, 3, 32, 32)).sum().backward()
+    freeze(0)
     before, groups = copy.deepcopy(net.state_dict()), layer_groups(net)
-    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
+    assert all(p.grad is None for p in groups[0] + groups[1])  # else an optimizer would still move them
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1)
     net(torch.randn(8, 3, 32, 32)).square().mean().backward()
     optimizer.step()
     moved = {key for key, value in net.state_dict().items() if not value.equal(before[key])}
     assert moved == {"head.1.weight", "head.1.bias"} and all(p.grad is None for p in groups[0])
 
-    set_frozen(net, 1)  # the last block is free again
     net.train()
+    freeze.freeze_groups(1)  # the last block learns again
     net(torch.randn(8, 3, 32, 32))
     assert not net.blocks[0][0][1].training and net.blocks[2][0][1].training
+    assert [[p.requires_grad for p in group] for group in groups] == [
+        [number > 0] * len(group) for number, group in enumerate(groups)
+    ]
 
-    copied = copy.deepcopy(net).train()
-    assert not copied.blocks[0][0][1].training and copied.blocks[0][0][1].train.__self__ is copied.blocks[0][0][1]
-    set_frozen(net, 0)
-    assert all(p.requires_grad for p in net.parameters())
+
+def test_freezing_ends_with_its_epochs():
+    net = build(make_params(arch="simple_cnn", arch_args={"n_filters": 4}), 10)
+    freeze, norm = freezer(net, 1, epochs=1.5), net.blocks[0][0][1]
+    for epoch, is_frozen in ((0, True), (1, True), (2, False), (3, False), (0, True)):
+        net.train()
+        freeze(epoch)
+        assert norm.training is not is_frozen and norm.weight.requires_grad is not is_frozen
+        assert net.blocks[2][0][1].training and net.head[1].weight.requires_grad
+    freeze(2)
+    assert not norm.training  # train() puts it back
     assert all(module.training for module in net.train().modules())
-    assert not any(module.training for module in net.eval().modules())
+    Freezer(net, make_params())(0)
+    assert norm.training and all(p.requires_grad for p in net.parameters())
 
 
 def test_freezing_leaves_what_the_net_froze_itself_and_needs_something_to_train():
-    net = make_net(make_params(), 10)
+    net = build(make_params(), 10)
     net.head[1].bias.requires_grad_(False)
-    set_frozen(net, 1)
-    set_frozen(net, 0)
+    freeze = freezer(net, 1)
+    freeze(0)
+    freeze(1)
     assert [key for key, p in net.named_parameters() if not p.requires_grad] == ["head.1.bias"]
-    with pytest.raises(UserError, match="nothing to train"):
-        set_frozen(net, 3)
+    with pytest.raises(UserError, match="freeze.groups: 3 given, but the net has 3 layer groups.*possible: 1 to 2"):
+        freezer(net, 3)
 
 
 # --- weights ----------------------------------------------------------------------------------------
@@ -252,15 +275,15 @@ def test_freezing_leaves_what_the_net_froze_itself_and_needs_something_to_train(
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_of_a_local_file(tmp_path, suffix):
-    source = make_net(make_params(arch="lenet", seed=5), 10)
+    source = build(make_params(arch="lenet", seed=5), 10)
     tensors = {f"_orig_mod.module.{key}": value for key, value in source.state_dict().items()}
     tensors["extra"] = torch.zeros(1)
     path = tmp_path / f"w{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, path)
-    net = make_net(make_params(tmp_path, arch="lenet", pretrain=path.name), 3)
+    net, weights_report = make_net(make_params(tmp_path, arch="lenet", pretrain=path.name), 3)
     assert net.features[0].weight.equal(source.features[0].weight)
-    assert net.weights_report.startswith(f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1")
-    assert "unexpected in the file: extra" in net.weights_report and "\n" not in net.weights_report
+    assert weights_report.startswith(f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1")
+    assert "unexpected in the file: extra" in weights_report and "\n" not in weights_report
     del tensors["_orig_mod.module.head.1.bias"]
     torch.save(tensors, path.with_suffix(".pt"))
     report = load_weights(source, path.with_suffix(".pt"))
@@ -271,25 +294,23 @@ def test_weights_that_fit_nowhere(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
     for name, message in (("w.pth", "none of its 1 tensors fits"), ("no.pth", "no such weights file")):
         with pytest.raises(UserError, match=message):
-            make_net(make_params(tmp_path, pretrain=name), 10)
+            build(make_params(tmp_path, pretrain=name), 10)
 
 
 def test_the_stem_is_the_one_that_the_weights_were_trained_with(tmp_path):
     for im_sz, kernel in ((32, 3), (224, 7)):
-        torch.save(make_net(make_params(arch="resnet18", im_sz=im_sz), 10).state_dict(), tmp_path / "w.pth")
-        net = make_net(make_params(tmp_path, arch="resnet18", im_sz=32, pretrain="w.pth"), 10)
-        assert net.conv1.kernel_size == (kernel, kernel) and "not loaded" not in net.weights_report
+        torch.save(build(make_params(arch="resnet18", im_sz=im_sz), 10).state_dict(), tmp_path / "w.pth")
+        net, weights_report = make_net(make_params(tmp_path, arch="resnet18", im_sz=32, pretrain="w.pth"), 10)
+        assert net.conv1.kernel_size == (kernel, kernel) and "not loaded" not in weights_report
 
 
 def test_trained_weights_come_back_whole_and_without_pretrain():
-    trained = make_net(
-        make_params(arch="resnet18", im_sz=224, seed=3), 10
-    ).state_dict()  # a 7x7 stem, as pretrain 1 has
+    trained = build(make_params(arch="resnet18", im_sz=224, seed=3), 10).state_dict()  # a 7x7 stem, as pretrain 1 has
     given = make_params(arch="resnet18", im_sz=32, pretrain=1)
-    net = make_net(given, 10, weights=trained)
-    assert net.weights_report == "" and all(net.state_dict()[key].equal(trained[key]) for key in trained)
+    net, weights_report = make_net(given, 10, weights=trained)
+    assert weights_report == "" and all(net.state_dict()[key].equal(trained[key]) for key in trained)
     with pytest.raises(UserError, match="not of the net that params.json describes.*fc.weight"):
-        make_net(given, 11, weights=trained)
+        build(given, 11, weights=trained)
 
 
 @pytest.fixture
@@ -308,14 +329,14 @@ def hub(tmp_path, monkeypatch):
 
 def test_published_weights_with_no_network_say_what_to_do(hub):
     with pytest.raises(UserError, match="no network, put https://.*resnet18-.*pth at .*or give a local file") as caught:
-        make_net(make_params(arch="resnet18", pretrain=1), 10)
+        build(make_params(arch="resnet18", pretrain=1), 10)
     assert str(hub) in str(caught.value) and "\n" not in str(caught.value)
     for arch, message in (
         ("simple_cnn", "no published weights"),
         ("vit_b_16", "are for 224 px; set im_sz to 224"),
     ):
         with pytest.raises(UserError, match=message):
-            make_net(make_params(arch=arch, pretrain=1), 10)
+            build(make_params(arch=arch, pretrain=1), 10)
 
 
 def test_published_weights_from_torchs_cache(hub):
@@ -333,20 +354,17 @@ def test_published_weights_from_torchs_cache(hub):
         return tensors
 
     tensors = put("resnet18")
-    net = make_net(make_params(arch="resnet18", pretrain=1, im_sz=32), 10)
+    net, weights_report = make_net(make_params(arch="resnet18", pretrain=1, im_sz=32), 10)
     assert net.conv1.weight.equal(tensors["conv1.weight"]) and net.fc.out_features == 10
-    assert "120 of the net's 122 tensors loaded; other shape, not loaded: fc.weight" in net.weights_report
+    assert "120 of the net's 122 tensors loaded; other shape, not loaded: fc.weight" in weights_report
 
     put("densenet121", old_names=True)
-    report = make_net(make_params(arch="densenet121", pretrain=1, im_sz=64), 10).weights_report
+    _, report = make_net(make_params(arch="densenet121", pretrain=1, im_sz=64), 10)
     assert "missing" not in report and "unexpected" not in report
     put("googlenet")
-    net = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10)
-    assert (
-        net.transform_input
-        and "missing" not in net.weights_report
-        and "unexpected in the file: aux1" in net.weights_report
-    )
+    net, weights_report = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10)
+    assert net.transform_input and "missing" not in weights_report
+    assert "unexpected in the file: aux1" in weights_report
 
 
 # --- a net of the experiment's own ------------------------------------------------------------------
@@ -361,10 +379,6 @@ class Net(nn.Module):
         self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width, num_classes)
     def forward(self, x):
         return self.fc(self.conv(x).mean((2, 3)))
-
-class Wise(Net):
-    def predict(self, images):
-        return torch.full((len(images), self.fc.out_features), 1 / self.fc.out_features)
 
 class Bare(Net):
     def forward(self, x):
@@ -382,12 +396,8 @@ number = 3
 
 def test_nets_of_a_file(tmp_path):
     (tmp_path / "net.py").write_text(OWN)
-    net = make_net(make_params(tmp_path, arch="net.py:Net", arch_args={"width": 6}), 5)
+    net = build(make_params(tmp_path, arch="net.py:Net", arch_args={"width": 6}), 5)
     assert net.conv.out_channels == 6
-    images = torch.randn(2, 3, 32, 32)
-    assert predict_probabilities(net, images).sum(dim=1).allclose(torch.ones(2))
-    wise = make_net(make_params(tmp_path, arch="net.py:Wise"), 5)
-    assert predict_probabilities(wise, images).equal(torch.full((2, 5), 0.2))
     for name, keys, message in (
         ("Bare", {}, r"gave shape \(2, 4, 30, 30\) for 2 images"),
         ("Net", {"im_sz": None, "arch_args": {"widht": 2}}, "did you mean 'width'"),
@@ -399,7 +409,7 @@ def test_nets_of_a_file(tmp_path):
         ("Nte", {}, "did you mean 'Net'"),
     ):
         with pytest.raises(UserError, match=message):
-            make_net(make_params(tmp_path, arch=f"net.py:{name}", **keys), 5)
+            build(make_params(tmp_path, arch=f"net.py:{name}", **keys), 5)
 
 
 # --- what users get wrong ---------------------------------------------------------------------------
@@ -429,7 +439,7 @@ def test_nets_of_a_file(tmp_path):
 )
 def test_mistakes_are_one_line(keys, message):
     with pytest.raises(UserError, match=message) as caught:
-        make_net(make_params(**keys), 10)
+        build(make_params(**keys), 10)
     assert "\n" not in str(caught.value)
 
 
@@ -437,5 +447,5 @@ def test_progressive_sizes_that_the_net_cannot_take_are_one_line():
     """Found when the net is made, and not in the epoch that first has that size."""
     how = {"initial_scale": 0.5, "delay_fraction": 0.5, "finetune_fraction": 0.2}
     with pytest.raises(UserError, match="^arch: sign_net cannot take images of 32 px: "):
-        make_net(Params(arch="sign_net", im_sz=64, num_epochs=4, progressive=how), 3)
-    make_net(Params(arch="simple_cnn", im_sz=64, num_epochs=4, progressive=how), 3)
+        build(Params(arch="sign_net", im_sz=64, num_epochs=4, progressive=how), 3)
+    build(Params(arch="simple_cnn", im_sz=64, num_epochs=4, progressive=how), 3)

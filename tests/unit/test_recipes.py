@@ -11,7 +11,7 @@ from torch import nn
 
 import train
 from engine import precision
-from model.tta import TTA, averaged
+from model.tta import TTA, average_views
 from params import Params
 
 # --- Muon -----------------------------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def test_logits_are_averaged():
     images = torch.rand(2, 3, 4, 4)
     forward = lambda x: x[:, :, 0, 0].to(torch.bfloat16)  # noqa: E731
     expected = (forward(images).float() + forward(images.flip(3)).float()) / 2
-    assert torch.equal(averaged(forward, images, "flip"), expected)
-    assert averaged(forward, images, "none").dtype == torch.bfloat16
+    assert torch.equal(average_views(forward, images, "flip"), expected)
+    assert average_views(forward, images, "none").dtype == torch.bfloat16
 
 
 def test_training_evaluation_and_prediction_use_the_same_views(data, tmp_path):
