@@ -197,6 +197,22 @@ def test_momentum_gets_its_parameters_strides():
         assert buffers["momentum_buffer"].stride() == parameter.stride()
 
 
+def test_before_epoch_is_called_in_train_mode_at_the_start_of_every_epoch():
+    """And so it can put a batch norm into eval mode for the epoch: its statistics stay."""
+    run, state = make(ema=None)
+    epochs, norm = [], run.net[1]
+
+    def freeze(epoch):
+        epochs.append((epoch, norm.training))
+        norm.eval()
+
+    run.before_epoch = freeze
+    for _ in fit(run, state):
+        pass
+    assert epochs == [(epoch, True) for epoch in range(4)]
+    assert norm.running_mean.eq(0).all() and norm.num_batches_tracked == 0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     run, state = make(scale=float("inf"))
     with pytest.raises(NonFiniteLoss, match="epoch 1, at step 1"):
