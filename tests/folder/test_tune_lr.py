@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit import ROOT, wait_for
+from kit import ROOT, copy_kit, wait_for
 
 pytestmark = pytest.mark.skipif(not (ROOT / "search_hyperparams.py").exists(), reason="needs search_hyperparams.py")
 SHORT = ["--hyper_search.learning_rate=[0.01, 0.1]", "--search.seeds=1", "--num_epochs=3", "--threads=1"]
@@ -18,14 +18,10 @@ SHORT = ["--hyper_search.learning_rate=[0.01, 0.1]", "--search.seeds=1", "--num_
 @pytest.fixture
 def kit(tmp_path):
     """A copy of the kit, so that the checkout stays as it is."""
-    copy = tmp_path / "kit"
-    for name in ("model", "engine"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = copy_kit(tmp_path / "kit")
     (copy / "experiments/tune_lr").mkdir(parents=True)
     for name in ("params.json", "run.sh"):
         shutil.copy(ROOT / "experiments/tune_lr" / name, copy / "experiments/tune_lr")
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, copy)
     return copy
 
 

@@ -2,19 +2,14 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
-from kit import ROOT, experiment, history, make_dataset
+from kit import ROOT, copy_kit, experiment, history, make_dataset
 
 
 def test_the_four_diffs_apply_and_train(tmp_path):
-    copy = tmp_path / "kit"
-    for name in ("params", "model", "folder", "report", "engine", "search"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, copy)
+    copy = copy_kit(tmp_path / "kit")
     diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
     assert len(diffs) == 4
     for diff in diffs:

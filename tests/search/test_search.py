@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kit import ROOT, call, experiment, history, shell, tree, weights
+from kit import ROOT, call, copy_kit, experiment, history, shell, tree, weights
 
 from folder.lock import is_alive
 from search.strategy import (
@@ -296,13 +296,7 @@ def test_fail_fast_starts_no_more(data, tmp_path):
 
 def test_the_code_of_the_beginning_is_what_runs(data, tmp_path):
     """The tree is edited between two sessions of a search; its own net.py, too."""
-    kit = tmp_path / "kit"
-    for name in [*[p.name for p in ROOT.glob("*.py")], "model", "engine"]:
-        source = ROOT / name
-        shutil.copytree(source, kit / name) if source.is_dir() else (
-            kit.mkdir(exist_ok=True),
-            shutil.copy(source, kit / name),
-        )
+    kit = copy_kit(tmp_path / "kit")
     folder = parent(tmp_path / "p", {"learning_rate": [0.01]}, arch="own.py:Own")
     own = "from torch import nn\n\n\nclass Own(nn.Sequential):\n    def __init__(self, num_classes, **kwargs):\n" \
           "        super().__init__(nn.Flatten(), nn.Linear(768, num_classes, bias={}))\n"  # fmt: skip

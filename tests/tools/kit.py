@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+ROOMS = ("params", "model", "folder", "report", "engine", "search")
 TINY = {
     "arch": "simple_cnn",
     "arch_args": {"n_filters": 4},
@@ -22,6 +24,16 @@ TINY = {
     "observers": [],
     "threads": 1,
 }
+
+
+def copy_kit(target: Path) -> Path:
+    """The kit's own source, root scripts and rooms, as a tree of its own that a test may change."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, target)
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
 
 
 def make_images(folder: Path, classes: int = 3, per_class: int = 12, side: int = 16, seed: int = 0) -> None:

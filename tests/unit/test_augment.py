@@ -360,7 +360,7 @@ def test_what_is_wrong_with_an_augmentation_is_said_in_one_line(what, message):
 
 def test_batched_augmentation_needs_no_albumentations():
     code = (
-        "import sys; sys.path[:0] = ['tests', '.']; import test_augment as t\n"
+        "import sys; sys.path[:0] = ['tests/tools', 'tests/unit', '.']; import test_augment as t\n"
         "record = t.augment('flip_crop').record(); assert record['transform']['__class_fullname__'] == 'Compose'\n"
         "names = [step['__class_fullname__'] for step in record['transform']['transforms']]\n"
         "assert names == ['PadIfNeeded', 'RandomCrop', 'HorizontalFlip'], names\n"
