@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from folder.arguments import Parser
 from folder.folder import Folder, now
-from include import EVALUATION, META, SPLIT_SYNONYMS, SPLITS
+from folder.locate import find_trained_data
+from include import EVALUATION, SPLIT_SYNONYMS, SPLITS
 from utils import UserError, nearest, run_script, to_json, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
@@ -39,14 +40,6 @@ def make_parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = 'What does not change the net can be set: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
     return parser
-
-
-def find_data(folder: Folder, data_dir: str | None) -> Path:
-    """--data_dir, else the one that the folder was trained with."""
-    known = data_dir or folder.meta().get("data_dir")
-    if not known:
-        raise UserError(f"{folder.path / META} does not say where the data is: give --data_dir DATA")
-    return Path(known)
 
 
 def fetch(split: str, data_dir: Path, params: Params, trained: Trained, cache_dir: Path | None) -> Any:
@@ -77,7 +70,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     trained = load_trained(folder, args.restore_file, make_net, average_views, overrides)
     params = parameters(folder, overrides, trained)
     check_classes(folder, trained)
-    loader = fetch(split, find_data(folder, args.data_dir), params, trained, args.cache_dir)
+    loader = fetch(split, find_trained_data(folder, args.data_dir), params, trained, args.cache_dir)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     of_epoch = f" (epoch {trained.epoch})" if trained.epoch else ""
     views = f", tta {trained.tta}" if trained.tta != "none" else ""

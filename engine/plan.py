@@ -8,6 +8,7 @@ from typing import Any
 import params as params_module
 from folder.folder import Folder
 from folder.history import history_csv
+from folder.locate import find_data, find_weights
 from folder.manifest import read_manifest
 from folder.provenance import changed_files, run_frozen, same
 from include import (
@@ -172,7 +173,7 @@ def decide(folder: Folder, args: Any, overrides: dict[str, Any], argv: list[str]
         folder=folder,
         verb="continue" if began else "start",
         params=params,
-        data_dir=find_data(args, params, meta),
+        data_dir=find_data(args.data_dir, params, meta.get("data_dir")),
         overrides=recorded,
         num_epochs=params.num_epochs,
         command=["python", "train.py", *drop_flags(argv)],
@@ -287,30 +288,6 @@ def load_params(folder: Folder, args: Any, overrides: dict[str, Any]) -> tuple[P
             )
         return params_module.load(folder.path, overrides), None
     return params_module.from_written(written, folder.path), written
-
-
-def find_data(args: Any, params: Params, meta: dict[str, Any]) -> Path:
-    """--data_dir, else params.json's, else the one this folder was trained with."""
-    if args.data_dir:
-        return Path(args.data_dir)
-    if params.data_dir:
-        return params.folder / params.data_dir
-    if meta.get("data_dir"):
-        return Path(meta["data_dir"])
-    raise UserError('no data: give --data_dir DATA, or "data_dir" in params.json. Digits need no download: '
-                    "python build_dataset.py --source digits --data_dir data/digits")  # fmt: skip
-
-
-def find_weights(folder: Folder, restore_file: str) -> Path:
-    """best, last or a path -> the weights file."""
-    path = folder.weights(restore_file) if restore_file in ("best", "last") else Path(restore_file)
-    if path.is_dir():
-        path = Folder(path).weights("best")
-    if not path.is_file():
-        raise UserError(
-            f"--restore_file: {path}: no such weights file; possible: best, last, a file, or an experiment folder"
-        )
-    return path
 
 
 def changed_params(new: Params, resolved: dict[str, Any], pinned: dict[str, Any]) -> dict[str, str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import params as params_module
-from engine.plan import find_weights
 from folder.folder import Folder, now
+from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, snapshot
 from include import CODE, EXIT_BUSY, PARAMS, RECORD
 from params import Params
@@ -292,11 +292,9 @@ def open_search(
     record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
     overrides = params_module.deep_merge(record.get("overrides", {}), overrides)
     params = params_module.load(folder.path, overrides)
-    given = args.data_dir or (params.data_dir and params.folder / params.data_dir) or record.get("data_dir")
-    if not given:
-        raise UserError('no data: give --data_dir DATA, or "data_dir" in params.json')
-    if not Path(given).is_dir():
-        raise UserError(f"{given}: no such dataset folder")
+    data_dir = find_data(args.data_dir, params, record.get("data_dir"))
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such dataset folder")
     more = []
     if params.search.restore_file:
         weights = find_weights(folder, str(params.folder / params.search.restore_file))
@@ -304,8 +302,8 @@ def open_search(
     stated = params.search.parallel if "parallel" in params.search.model_fields_set else None
     slots = (num_gpus or 1) if params.search.engine == "local" else ON_A_CLUSTER
     check(params)
-    assignment = deal(params, Path(given)) if deal else None
-    search = Search(folder, params, overrides, Path(given), stated or slots)
+    assignment = deal(params, data_dir) if deal else None
+    search = Search(folder, params, overrides, data_dir, stated or slots)
     search.more, search.assignment = search.more + more, assignment
     return search
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import params as params_module
 from engine.checkpoint import read_weights
-from engine.plan import find_weights
 from engine.precision import keep_freed_memory, pick_device
 from folder.folder import Folder
+from folder.locate import find_trained_weights, weights_name
 from folder.provenance import localised, references
 from include import CODE, METRICS_BEST, METRICS_LAST
 from params import Params
-from utils import UserError, command
+from utils import UserError
 
 OF_THE_NET = ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")
 
@@ -74,7 +74,7 @@ def load_trained(
     `averaged`: (net, images, tta) -> logits. Of `overrides`, device, cuda and tta count.
     UserError when the folder is not trained, or the file is damaged.
     """
-    path = weights_path(folder, restore_file)
+    path = find_trained_weights(folder, restore_file)
     tensors, kit = read_weights(path)
     missing = {*OF_THE_NET, "classes", "normalisation"} - kit.keys()
     if missing:
@@ -94,25 +94,8 @@ def load_trained(
         raise UserError(f"{path}: these weights are not of the net {params.arch!r} as it is now: {reason}") from None
     layout = torch.preserve_format if place == "mps" else torch.channels_last
     net = net.to(place, memory_format=layout).eval()  # type: ignore
-    name, epoch = which(folder, restore_file), best_epoch(folder, restore_file)
+    name, epoch = weights_name(restore_file), best_epoch(folder, restore_file)
     return Trained(net, path, name, epoch, kit, place, averaged, params.tta)
-
-
-def weights_path(folder: Folder, restore_file: str) -> Path:
-    """The weights file. UserError that says how to get one when the folder has none."""
-    if not folder.path.is_dir():
-        raise UserError(f"{folder.path}: no such experiment folder")
-    if restore_file in ("best", "last") and not folder.weights(restore_file).is_file():
-        folder.resolved()  # not trained: it says how
-        go_on = command("python", "train.py", "--model_dir", folder.path)
-        raise UserError(f"{folder.weights(restore_file)} is not there: no epoch has been finished; go on with {go_on}")
-    return find_weights(folder, restore_file)
-
-
-def which(folder: Folder, restore_file: str) -> str:
-    """A word for file names: best, last, or the stem of a path."""
-    path = Path(restore_file)
-    return restore_file if restore_file in ("best", "last") else path.name.removesuffix(".safetensors")
 
 
 def best_epoch(folder: Folder, restore_file: str) -> int | None:

@@ -144,7 +144,7 @@ GUARDS = [
     Guard("a class is in two folds at least", "model/images/folds.py", "        if of_class.max() == of_class.sum():", "        if False:",
           "tests/unit/test_folds.py::test_a_class_that_cannot_be_in_two_parts"),
     Guard("folds are dealt before children are written", "search/scheduler.py",
-          "    assignment = deal(params, Path(given)) if deal else None", "    assignment = None",
+          "    assignment = deal(params, data_dir) if deal else None", "    assignment = None",
           "tests/unit/test_folds.py::test_a_search_shares_and_records_the_parts"),
     Guard("layers are frozen in train mode", "engine/loop.py", "    run.net.train()\n    run.before_epoch(state.epoch)\n",
           "    run.before_epoch(state.epoch)\n    run.net.train()\n",

@@ -1,0 +1,65 @@
+"""Where a run's data and weights are: the one place that looks for them. No torch."""
+
+from pathlib import Path
+
+from folder.folder import Folder
+from include import META
+from params import Params
+from utils import UserError, command
+
+
+def find_data(given: str | Path | None, params: Params, remembered: str | None) -> Path:
+    """The dataset folder: `given` on the command line, else in params.json, else `remembered` from an earlier start.
+
+    It need not exist: whoever reads it says so. UserError when none of the three names one.
+    """
+    if given:
+        return Path(given)
+    if params.data_dir:
+        return params.folder / params.data_dir
+    if remembered:
+        return Path(remembered)
+    raise UserError(
+        'no data: give --data_dir DATA, or "data_dir" in params.json. Digits need no download: '
+        "python build_dataset.py --source digits --data_dir data/digits"
+    )
+
+
+def find_trained_data(folder: Folder, given: str | Path | None) -> Path:
+    """The dataset folder: `given` on the command line, else the one that the folder was trained with."""
+    if given:
+        return Path(given)
+    remembered = folder.meta().get("data_dir")
+    if not remembered:
+        raise UserError(f"{folder.path / META} does not say where the data is: give --data_dir DATA")
+    return Path(remembered)
+
+
+def find_weights(folder: Folder, restore_file: str) -> Path:
+    """The weights file that `restore_file` means: best or last of `folder`, a file, or another experiment folder."""
+    path = folder.weights(restore_file) if restore_file in ("best", "last") else Path(restore_file)
+    if path.is_dir():
+        path = Folder(path).weights("best")
+    if not path.is_file():
+        raise UserError(
+            f"--restore_file: {path}: no such weights file; possible: best, last, a file, or an experiment folder"
+        )
+    return path
+
+
+def find_trained_weights(folder: Folder, restore_file: str) -> Path:
+    """find_weights, for a folder that should have been trained: UserError says how to get weights when it has none."""
+    if not folder.path.is_dir():
+        raise UserError(f"{folder.path}: no such experiment folder")
+    if restore_file in ("best", "last") and not folder.weights(restore_file).is_file():
+        folder.resolved()  # raises for a folder that has not been trained, with the command that trains it
+        resume = command("python", "train.py", "--model_dir", folder.path)
+        raise UserError(
+            f"{folder.weights(restore_file)} does not exist: no epoch has finished yet; continue with {resume}"
+        )
+    return find_weights(folder, restore_file)
+
+
+def weights_name(restore_file: str) -> str:
+    """A word for file names: best, last, or the stem of a path."""
+    return restore_file if restore_file in ("best", "last") else Path(restore_file).name.removesuffix(".safetensors")
