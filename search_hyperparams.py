@@ -88,7 +88,7 @@ def deal_folds(params: Params, data_dir: Path, cache_dir: str | None) -> dict[st
         return None
     from model.images.folds import fold_assignment
 
-    return fold_assignment(data_dir, params, params.search.folds, cache_dir)
+    return dict(fold_assignment(data_dir, params, params.search.folds, cache_dir))
 
 
 def carry_out(search: Search, args: argparse.Namespace) -> None:

@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import params as parameters  # noqa: E402 (the kit is above this folder)
 from model.data_loader import Loader  # noqa: E402
-from model.images import source  # noqa: E402
 from model.images.index import Index, Listing, index_split  # noqa: E402
-from model.images.source import Source  # noqa: E402
+from model.images.order import make_order, position_dtype  # noqa: E402
+from model.images.source import Source, subset  # noqa: E402
+from model.images.subsets import split_by_content  # noqa: E402
 
 BATCH = 256
 TITLES = {
@@ -91,7 +92,7 @@ def make_source(index: Index) -> Source:
     num = len(index)
     digests = np.frombuffer(np.random.default_rng(0).bytes(16 * num), np.uint8).reshape(num, 16)
     images = np.broadcast_to(np.zeros((1, 8, 8, 3), np.uint8), (num, 8, 8, 3))
-    return Source(index, digests, images, np.arange(num, dtype=source.positions_type(num)), 8, "crop", "ram")
+    return Source(index, digests, images, np.arange(num, dtype=position_dtype(num)), 8, "crop", "ram")
 
 
 def try_source(record: Record, num: int, num_classes: int) -> Source:
@@ -100,9 +101,9 @@ def try_source(record: Record, num: int, num_classes: int) -> Source:
     record.run("state", lambda: index.state(1))
     whole = make_source(index)
     record.run("fingerprint", whole.fingerprint)
-    is_valid = record.run("split", lambda: source._split_by_content(whole, 0.01))
+    is_valid = record.run("split", lambda: split_by_content(whole, 0.01))
     sides = (("train", ~is_valid), ("valid", is_valid))
-    train, valid = record.run("parts", lambda: [source._part(whole, mask, split) for split, mask in sides])
+    train, valid = record.run("parts", lambda: [subset(whole, mask, split) for split, mask in sides])
     assert len(train.index) + len(valid.index) == num
     return train
 
@@ -113,10 +114,11 @@ def try_loader(record: Record, train: Source) -> int:
     def loader(**values: Any) -> Loader:
         params = parameters.from_resolved({"batch_size": BATCH, "num_workers": 0, "augment": "none"} | values, Path())
         pinned = {"classes": train.index.classes, "mean": [0.5] * 3, "std": [0.5] * 3, "im_sz": 8}
-        return Loader(train, params, pinned, "")
+        order = make_order(train.index.labels, True, params)
+        return Loader(train, order, params, pinned, "")
 
     plain, middle = loader(), len(train.index) // BATCH * 3 // 4
-    record.run("order", lambda: plain.order(0))
+    record.run("order", lambda: plain.order.positions(0))
     record.run("first", lambda: next(plain.batches(0)))
     running = plain.batches(0, middle)
     record.run("middle", lambda: next(running))
@@ -128,7 +130,7 @@ def try_loader(record: Record, train: Source) -> int:
     record.run("workers", lambda: next(running))
     running.close()
     if len(train.index) <= 20_000_000:
-        record.run("balanced", lambda: loader(sampler="balanced").order(0))
+        record.run("balanced", lambda: loader(sampler="balanced").order.positions(0))
     return middle
 
 

@@ -157,7 +157,7 @@ def test_where_folders_cannot_be_locked_params_json_is(data, tmp_path, monkeypat
 def test_a_worker_that_dies_names_the_file(data, monkeypatch):
     part = loader(data, cache="off", num_workers=2, sampler="shuffle")
     victim = part.paths[7]
-    real = part.images.source.read.__func__.__globals__["read_image"]
+    real = part.source.read.__func__.__globals__["read_image"]
 
     def read(path):
         if str(path).endswith(victim):
@@ -173,11 +173,11 @@ def test_a_worker_that_dies_names_the_file(data, monkeypatch):
 def test_a_worker_that_hangs_names_the_file(data, monkeypatch):
     part = loader(data, cache="off", num_workers=1)
     victim = part.paths[3]
-    real = part.images.source.read.__func__.__globals__["read_image"]
+    real = part.source.read.__func__.__globals__["read_image"]
     monkeypatch.setattr(
         "model.images.source.read_image", lambda p: time.sleep(20) if str(p).endswith(victim) else real(p)
     )
-    monkeypatch.setattr("model.data_loader.WORKER_SECONDS", 1)
+    monkeypatch.setattr("model.images.workers.WORKER_SECONDS", 1)
     with pytest.raises(ImageError, match="died or hung") as caught:
         batches(part)
     assert victim in str(caught.value)
@@ -230,7 +230,7 @@ def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
 
 
 def test_little_shared_memory_means_no_workers(data, monkeypatch):
-    monkeypatch.setattr("model.data_loader.shared_memory", lambda: 1000)
+    monkeypatch.setattr("model.images.workers.free_shared_memory", lambda: 1000)
     part = loader(data, cache="off", num_workers=2)
     assert part.num_workers == 0 and "no workers: 0 MiB of shared memory" in part.description
     assert len(batches(part)) == part.num_batches

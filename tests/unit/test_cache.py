@@ -408,9 +408,9 @@ def test_a_jpeg_cache_in_a_loader(photos):
     assert "decoded each time from JPEGs of 82 px" in both["train"].description and both["train"].num_workers > 0
     assert both["train"].fingerprint != exact["train"].fingerprint  # a run does not change to them unnoticed
     assert both["valid"].fingerprint == exact["valid"].fingerprint
-    read = both["valid"].images.source.read
-    assert np.array_equal(read(np.arange(20)), exact["valid"].images.source.read(np.arange(20)))
-    assert not np.array_equal(both["train"].images.source.read(np.arange(20)), exact["train"].images.source.read(np.arange(20)))  # fmt: skip
+    read = both["valid"].source.read
+    assert np.array_equal(read(np.arange(20)), exact["valid"].source.read(np.arange(20)))
+    assert not np.array_equal(both["train"].source.read(np.arange(20)), exact["train"].source.read(np.arange(20)))  # fmt: skip
 
 
 def test_a_part_of_train_that_validates_is_exact(photos):
@@ -418,8 +418,8 @@ def test_a_part_of_train_that_validates_is_exact(photos):
     valid = loaders(photos, "train", "valid", im_sz=72, cache="jpeg", valid_fraction=0.3, num_workers=0)["valid"]
     exact = loaders(photos, "train", "valid", im_sz=72, cache="off", valid_fraction=0.3, num_workers=0)["valid"]
     assert are_equal(batches(valid), [(*a[:1], *b[1:]) for a, b in zip(batches(valid), batches(exact), strict=True)])
-    source = valid.images.source
-    assert np.array_equal(source.read(np.arange(6)), exact.images.source.read(np.arange(6)))
+    source = valid.source
+    assert np.array_equal(source.read(np.arange(6)), exact.source.read(np.arange(6)))
     assert "lossy, and for training alone" in valid.description and valid.fingerprint == exact.fingerprint
 
 
@@ -428,7 +428,7 @@ def test_bad_images_in_a_jpeg_cache(photos):
     train = loader(photos, im_sz=72, cache="jpeg", on_bad_image="skip", num_workers=0)
     assert train.skipped == ["train/a/3.jpg"] and train.num_images == 19
     exact = loader(photos, im_sz=72, cache="off", on_bad_image="skip", num_workers=0)
-    error = abs(train.images.source.read(np.arange(19)).astype(int) - exact.images.source.read(np.arange(19)))
+    error = abs(train.source.read(np.arange(19)).astype(int) - exact.source.read(np.arange(19)))
     assert error.mean((1, 2, 3)).max() < 4  # every image is the one that its name says
 
 

@@ -17,10 +17,13 @@ from helpers_data import are_equal, batches, loader, loaders, make_params, noise
 from kit import make_dataset, make_images
 from PIL import Image
 
-from model.images import cache, reading, source
+from model.images import cache, reading, source, subsets
 from model.images import index as indexing
+from model.images import paths as path_names
 from model.images.decode import ImageError, base_image, image_size, jpeg_orientation, read_image
-from model.images.index import Paths, describe_ignored, find_splits, index_split
+from model.images.index import describe_ignored, find_splits, index_split
+from model.images.order import EpochOrder, position_dtype
+from model.images.paths import Paths
 from model.pixels.normalise import Room
 from model.pixels.progressive import size_at, sizes
 from utils import UserError, key64
@@ -91,7 +94,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
 def test_paths_are_a_sequence_of_str(monkeypatch):
     names = ["a/b.png", "cafe\u0301/\u65e5.png", "odd/\udcff\n.png", "", "z" * 300]
     for block in (1, 2, 100):
-        monkeypatch.setattr(indexing, "BLOCK", block)
+        monkeypatch.setattr(path_names, "BLOCK", block)
         paths = Paths.of(names)
         assert paths == names and list(paths) == names and paths == Paths.of(names) and len(paths) == 5
         assert [paths[i] for i in range(-5, 5)] == names + names and paths[torch.tensor(1)] == names[1]
@@ -150,7 +153,7 @@ def only_test(data: Path) -> None:
 WRONG = [
     (lambda d: shutil.rmtree(d), {}, "no such dataset folder; make one: python build_dataset.py"),
     (lambda d: (shutil.rmtree(d), d.write_text("")), {}, "is a file; a dataset is a folder"),
-    (flatten, {}, "36 images lie beside each other, in no class folders"),
+    (flatten, {}, "36 images and no class folders"),
     (empty, {}, r"class_1: no images in this class folder \(1 .heic files ignored: convert them"),
     (only_test, {}, "no train folder and no class folders"),
     (lambda d: (remove(d, "train/class_1"), remove(d, "train/class_2")), {}, r"1 class folders \(class_0\)"),
@@ -159,7 +162,7 @@ WRONG = [
         {},
         r"valid: its classes are not those of .*train \(missing: class_1\)",
     ),
-    (lambda d: make_images(d / "valid", 4), {}, r"\(extra: class_3\); the list numbers the classes"),
+    (lambda d: make_images(d / "valid", 4), {}, r"\(extra: class_3\); labels are positions in the list"),
     (lambda d: (d / "val").mkdir(), {}, "val and valid are the same split"),
     (lambda d: None, {"n_clas": 5}, "n_clas: 5 given, but .* has 3 classes: class_0, class_1, class_2"),
     (lambda d: None, {"limit_train": 2}, "limit_train: 2 images for 3 classes"),
@@ -410,7 +413,7 @@ def test_bad_images_are_listed_or_skipped(data):
 
 
 def members(part) -> set[bytes]:
-    return {(part.images.source.index.root / path).read_bytes() for path in part.paths}
+    return {(part.source.index.root / path).read_bytes() for path in part.paths}
 
 
 def test_the_valid_split_is_by_content(tmp_path):
@@ -478,7 +481,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_listing_nor_on_unicode_
 
 
 def test_the_fingerprint_is_of_names_sizes_labels_and_contents(data, monkeypatch):
-    part = loader(data).images.source
+    part = loader(data).source
     index, prints = part.index, {part.fingerprint()}
     digests = part.digests.copy()
     digests[7, 15] ^= 1
@@ -534,12 +537,12 @@ def test_splits_and_subsets_are_those_of_their_definitions(seed):
     part = part_of(labels, digests)
     text = [bytes(row).hex() for row in digests]
     for fraction in (0.01, 0.1, 0.5, 0.9):
-        is_valid = source._split_by_content(part, fraction)
+        is_valid = subsets.split_by_content(part, fraction)
         assert is_valid.tolist() == split_slowly(labels, text, fraction).tolist()
     for count in (4, 5, 21, 104, 208):
-        assert sorted(map(int, source.limit(part, count, seed).index.paths)) == limit_slowly(labels, count, seed)
+        assert sorted(map(int, subsets.limit(part, count, seed).index.paths)) == limit_slowly(labels, count, seed)
     valid = source.subset(part, is_valid, "valid")
-    assert [bytes(valid.digests[row]).hex() for row in valid.rows] == [
+    assert [bytes(valid.digests[row]).hex() for row in valid.cache_rows] == [
         t for t, v in zip(text, is_valid, strict=True) if v
     ]
     assert valid.fingerprint() != part.fingerprint()
@@ -578,15 +581,15 @@ def test_normalisation(data):
 
 
 def test_statistics_do_not_depend_on_how_they_are_summed(data):
-    part = loader(data).images.source
-    assert source.statistics(part) == source.statistics(part, chunk=5)
+    part = loader(data).source
+    assert source.mean_and_std(part) == source.mean_and_std(part, chunk=5)
 
 
 def test_image_size_is_derived_from_the_training_images(tmp_path, data):
     assert loader(data).im_sz == 16 and loader(data, im_sz=24).im_sz == 24
     make_images(tmp_path / "large", 2, 3, side=80)
     large = loader(tmp_path / "large", batch_size=2)
-    assert large.im_sz == 224 and large.images.source.size == 256
+    assert large.im_sz == 224 and large.source.size == 256
     images = next(large.batches(0))[0]
     assert images.shape == (2, 3, 224, 224) and images.is_contiguous(memory_format=torch.channels_last)
     assert next(loader(tmp_path / "large", "valid").batches(0))[0].shape[2:] == (224, 224)
@@ -762,24 +765,27 @@ def test_the_order_is_a_permutation_by_philox(data):
     part = loader(data)
     for epoch in (0, 7):
         rng = np.random.Generator(np.random.Philox(key=key64(3, "order", epoch)))
-        assert part.order(epoch).tolist() == rng.permutation(36).tolist() and part.order(epoch).dtype == np.uint32
+        assert (
+            part.order.positions(epoch).tolist() == rng.permutation(36).tolist()
+            and part.order.positions(epoch).dtype == np.uint32
+        )
     start, end = 8, 16
-    assert part.files(7, 1) == [part.paths[i] for i in part.order(7)[start:end]]
-    assert loader(data, "valid").order(5).tolist() == list(range(36))
-    assert [source.positions_type(num) for num in (1 << 32, (1 << 32) + 1)] == [np.uint32, np.int64]
+    assert part.files(7, 1) == [part.paths[i] for i in part.order.positions(7)[start:end]]
+    assert loader(data, "valid").order.positions(5).tolist() == list(range(36))
+    assert [position_dtype(num) for num in (1 << 32, (1 << 32) + 1)] == [np.uint32, np.int64]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_is_not_planned_further_than_the_workers_are(data, workers):
+def test_an_epoch_is_not_planned_further_than_the_workers_are(data, workers, monkeypatch):
     part = loader(data, num_workers=workers, batch_size=1)
-    planned, parts = [], part._parts
+    planned, micro_batches = [], EpochOrder.micro_batches
 
     def counted(*args):
-        for one in parts(*args):
+        for one in micro_batches(*args):
             planned.append(one)
             yield one
 
-    part._parts = counted
+    monkeypatch.setattr(EpochOrder, "micro_batches", counted)
     running = part.batches(0)
     for taken in range(1, 6):
         next(running)
@@ -793,7 +799,7 @@ def test_an_epoch_is_not_planned_further_than_the_workers_are(data, workers):
 def test_ranks_and_micro_batches_share_a_step(data, world, accumulate, limit):
     values = {"batch_size": 8, "accumulate": accumulate, "limit_train": limit}
     ranks = [loader(data, rank=rank, world=world, **values) for rank in range(world)]
-    order, taken = ranks[0].order(0), 0
+    order, taken = ranks[0].order.positions(0), 0
     parts = [batches(part) for part in ranks]
     assert len({len(part) for part in parts}) == 1
     for step in range(ranks[0].num_batches):
@@ -820,9 +826,9 @@ def test_balanced_sampling(tmp_path):
     make_dataset(tmp_path / "data", per_class=4)
     make_images(tmp_path / "data" / "train", 1, 100)
     part = loader(tmp_path / "data", sampler="balanced", augment="none")
-    counts = np.bincount(np.concatenate([np.array(part.labels)[part.order(epoch)] for epoch in range(40)]))
+    counts = np.bincount(np.concatenate([np.array(part.labels)[part.order.positions(epoch)] for epoch in range(40)]))
     assert part.class_counts == [100, 4, 4] and (abs(counts / counts.sum() - 1 / 3) < 0.03).all()
-    assert (part.order(0) == loader(tmp_path / "data", sampler="balanced").order(0)).all()
+    assert (part.order.positions(0) == loader(tmp_path / "data", sampler="balanced").order.positions(0)).all()
 
 
 def test_soft_labels(data):

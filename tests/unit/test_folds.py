@@ -31,7 +31,7 @@ def names(part) -> list[str]:
 
 
 def contents(part) -> set[bytes]:
-    return {(part.root / path).read_bytes() for path in part.paths}
+    return {(part.source.index.root / path).read_bytes() for path in part.paths}
 
 
 def everything(data: Path) -> list[str]:
