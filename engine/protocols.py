@@ -57,7 +57,7 @@ class Loader(Protocol):
         ...
 
     @property
-    def rows(self) -> int:
+    def micro_batch_size(self) -> int:
         """Number of images in a full micro-batch of this rank."""
         ...
 

@@ -5,7 +5,7 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import SupportsIndex, overload
+from typing import overload
 
 import numpy as np
 
@@ -55,10 +55,10 @@ class Paths(Sequence[str]):
         return len(self.starts)
 
     @overload
-    def __getitem__(self, key: "slice | np.ndarray") -> "Paths": ...
+    def __getitem__(self, key: int) -> str: ...
     @overload
-    def __getitem__(self, key: SupportsIndex) -> str: ...
-    def __getitem__(self, key: "SupportsIndex | slice | np.ndarray") -> "str | Paths":
+    def __getitem__(self, key: "slice | np.ndarray") -> "Paths": ...
+    def __getitem__(self, key: "int | slice | np.ndarray") -> "str | Paths":
         if isinstance(key, slice | np.ndarray):
             return Paths(self.names, self.starts[key], self.lengths[key])
         position = operator.index(key)
