@@ -18,7 +18,7 @@ from folder.arguments import Parser
 from folder.folder import Folder, now
 from folder.locate import find_trained_data
 from include import EVALUATION, SPLIT_SYNONYMS, SPLITS
-from utils import UserError, nearest, run_script, to_json, write_json
+from utils import UserError, nearest, reference_name, run_script, to_json, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     import argparse
@@ -85,7 +85,7 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
                 "data": loader.fingerprint, "metrics": values}  # fmt: skip
         looks = record_look(folder.path, look)
     shown = {name: f"{name} {value:.4f}" for name, value in values.items() if value is not None}
-    chosen_by = shown.get(params.best_metric.rpartition(":")[2], "")
+    chosen_by = shown.get(reference_name(params.best_metric), "")
     title = f"{split}: {chosen_by}, {loader.num_images} images"
     lines = write_evaluation(files["evaluation"], found, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)

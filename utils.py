@@ -55,10 +55,20 @@ def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = 
     return registry[name]
 
 
+def reference_name(reference: str) -> str:
+    """What "file.py:Name" is called everywhere: Name. Any other name of a registry is itself."""
+    return reference.rpartition(":")[2]
+
+
+def reference_file(reference: str) -> str:
+    """The file of "file.py:Name"; "" for any other name of a registry."""
+    return reference.rpartition(":")[0]
+
+
 def load_reference(reference: str, folder: Path) -> Any:
     """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python."""
-    file_name, _, name = reference.rpartition(":")
-    path = folder / file_name
+    name = reference_name(reference)
+    path = folder / reference_file(reference)
     if not folder.is_dir():  # not made yet: ".." cannot be followed
         path = Path(os.path.normpath(path))
     if not path.is_file():

@@ -21,9 +21,9 @@ from engine.ema import Ema
 from engine.protocols import Batch, Loader, Metric
 from engine.schedule import Schedule, is_time, plateau_factor
 from engine.sums import add_sums, measure_images, read_means, sum_per_image
-from folder.history import best_row
+from folder.history import best_row, training_column, validation_column
 from params import Params
-from utils import key64
+from utils import key64, reference_name
 
 
 class NonFiniteLoss(Exception):
@@ -61,13 +61,9 @@ class Run:
         return sorted(name for name, metric in self.metrics.items() if metric.minimize)
 
     @property
-    def minimize(self) -> bool:
-        return self.best_metric in self.minimized
-
-    @property
     def best_metric(self) -> str:
         """The name in the history: "file.py:Name" is Name there."""
-        return self.params.best_metric.rpartition(":")[2]
+        return reference_name(self.params.best_metric)
 
 
 @dataclass
@@ -286,7 +282,7 @@ def set_rates(run: Run, state: State) -> None:
     """The learning rate and momentum of this step: functions of the step and of the history alone."""
     factor = run.schedule.multiplier(state.step)
     if run.schedule.plateau:
-        factor *= plateau_factor([row["val_loss"] for row in state.history])
+        factor *= plateau_factor([row[validation_column("loss")] for row in state.history])
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
         if run.schedule.momentum:
@@ -328,7 +324,7 @@ def close_training(run: Run, state: State) -> None:
         "epoch": state.epoch + 1,
         "step": state.step,
         "learning_rate": rates[0] if len(set(rates)) == 1 else rates,
-        **{f"train_{name}": value for name, value in _loss_first(means).items()},
+        **{training_column(name): value for name, value in _loss_first(means).items()},
         "seconds": state.seconds,
         "images_per_second": sum(map(run.train_loader.step_size, range(steps))) / max(state.seconds, 1e-9),
     }
@@ -367,13 +363,15 @@ def close_epoch(run: Run, state: State) -> Epoch:
         raise NonFiniteLoss(
             f"the validation loss of epoch {state.epoch + 1} is {values['loss']}; the last good state is kept"
         )
-    row |= {f"val_{name}": value if math.isfinite(value) else None for name, value in _loss_first(values).items()}
+    row |= {
+        validation_column(name): value if math.isfinite(value) else None for name, value in _loss_first(values).items()
+    }
     row |= timing | {"seconds": state.seconds}
     state.history = [*state.history, row]
     state.epoch, state.epoch_step = state.epoch + 1, state.step
     state.phase, state.seconds, state.sums, state.train_row = "train", 0.0, {}, {}
     state.logits, state.labels = [], []
-    best = best_row(state.history, run.best_metric, run.minimize)
+    best = best_row(state.history, run.best_metric, run.minimized)
     return Epoch(state.epoch, state.step, row, best)
 
 

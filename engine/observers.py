@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from include import TENSORBOARD, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
-from utils import UserError, lookup
+from utils import UserError, lookup, reference_name
 
 if TYPE_CHECKING:
     from engine.loop import Epoch, Step
@@ -95,7 +95,7 @@ class LivePlot(Observer):
         if self.cost > self.SHARE * (begun - self.since):
             return
         best_epoch = epoch.best["epoch"] if epoch.best else None
-        metric = self.params.best_metric.rpartition(":")[2]
+        metric = reference_name(self.params.best_metric)
         save_history_figure(self.folder / TRAIN_HISTORY_PNG, history, metric, best_epoch)
         self.since = time.monotonic()
         self.cost = self.since - begun

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from folder.history import is_minimized, monitored_column, split_column
 from params import Params
 
 Shape = Callable[[int], float]
@@ -156,14 +157,14 @@ def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any, minimize
     """
     if not early_stopping:
         return False
-    key = early_stopping.monitor_metric.rpartition(":")[2]
+    column = monitored_column(early_stopping.monitor_metric)
     minimize = early_stopping.minimize
     if minimize is None:
-        minimize = key.removeprefix("train_").removeprefix("val_") in minimized
+        minimize = is_minimized(split_column(column)[1], minimized)
     sign = 1 if minimize else -1
     best, bad = math.inf, 0
     for row in history:
-        value = row.get(key, row.get(f"val_{key}"))
+        value = row.get(column)
         value = math.inf if value is None else sign * value
         if value < best - early_stopping.min_delta:
             best, bad = value, 0

@@ -13,7 +13,7 @@ from engine.observers import make_observers
 from engine.plan import Plan, closing_block
 from engine.schedule import num_steps
 from folder.folder import Folder, now
-from folder.history import best_row
+from folder.history import best_row, recorded_minimized
 from folder.provenance import snapshot, update_meta, write_meta
 from include import (
     BATCH_PNG,
@@ -28,7 +28,7 @@ from include import (
 )
 from params import Params
 from report.figures import save_batch_sheet, save_history_figure
-from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, write_json
+from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, reference_name, write_json
 
 log = logging.getLogger("train")
 
@@ -85,10 +85,10 @@ def derive_again(folder: Folder, saved: dict[str, Any] | None = None) -> list[st
 
     `saved`: the state to go on from, when it is not the last one. UserError (exit 3) when the best weights are lost.
     """
-    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), folder.meta().get("minimize") or []
-    manifest, metric = checkpoints.manifest(), resolved["best_metric"].rpartition(":")[2]
+    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), recorded_minimized(folder.meta())
+    manifest, metric = checkpoints.manifest(), reference_name(resolved["best_metric"])
     saved = saved or checkpoints.read(manifest["last"])
-    best = best_row(saved["history"], metric, metric in minimized)
+    best = best_row(saved["history"], metric, minimized)
     folder.derive(saved["history"], best)
     closed = manifest["epochs"] or [entry for entry in [manifest["last"]] if entry["file"].startswith("epoch_")]
     remarks = []
@@ -286,7 +286,7 @@ class Session:
             self.folder.write_weights("best", weights)
 
     def _best_row(self) -> dict[str, Any] | None:
-        return best_row(self.state.history, self.run.best_metric, self.run.minimize)
+        return best_row(self.state.history, self.run.best_metric, self.run.minimized)
 
     def _finish(self) -> None:
         """The run is done: slim checkpoints, and what to type next."""

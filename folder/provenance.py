@@ -15,7 +15,7 @@ from typing import Any
 
 from folder.folder import Folder, now
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
-from utils import UserError, write_atomic, write_json
+from utils import UserError, reference_file, reference_name, write_atomic, write_json
 
 RESULT_CODE = (
     "train.py",
@@ -40,7 +40,7 @@ def references(values: Any) -> set[str]:
         return set().union(*map(references, values.values())) if values else set()
     if isinstance(values, list):
         return set().union(*map(references, values)) if values else set()
-    return {values.rpartition(":")[0]} if isinstance(values, str) and ".py:" in values else set()
+    return {reference_file(values)} if isinstance(values, str) and ".py:" in values else set()
 
 
 def localised(values: Any, prefix: str = "") -> Any:
@@ -50,8 +50,7 @@ def localised(values: Any, prefix: str = "") -> Any:
     if isinstance(values, list):
         return [localised(value, prefix) for value in values]
     if isinstance(values, str) and ".py:" in values:
-        path, _, name = values.rpartition(":")
-        return f"{prefix}{Path(path).name}:{name}"
+        return f"{prefix}{Path(reference_file(values)).name}:{reference_name(values)}"
     return values
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import UserError, lookup
+from utils import UserError, lookup, reference_name
 
 
 class PerImage:
@@ -160,7 +160,7 @@ def make_metrics(names: list[str], folder: Path | None = None) -> dict[str, PerI
     """Name -> metric, "loss" first. "file.py:name" is called `name`; a bare function is per image."""
     metrics = {}
     for name in dict.fromkeys(["loss", *names]):
-        short = name.rpartition(":")[2]
+        short = reference_name(name)
         if short in metrics:
             raise UserError(f"metrics: {name!r}: two metrics are called {short!r}; rename one")
         metric = lookup(METRICS, name, "metrics", folder)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from params.jsonc import describe, node_of, shorten, words_of
-from utils import nearest
+from utils import nearest, reference_name
 
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -188,8 +188,8 @@ class Keys(Strict):
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.accumulate} given; at most batch_size, {self.batch_size}")
         if self.early_stopping:
-            watched = re.sub("^(val|train)_", "", self.early_stopping.monitor_metric)
-            if watched not in (known := {"loss", *self.metrics, self.best_metric}):
+            watched = re.sub("^(val|train)_", "", reference_name(self.early_stopping.monitor_metric))
+            if watched not in (known := {"loss", *map(reference_name, (*self.metrics, self.best_metric))}):
                 raise ValueError(f"early_stopping.monitor_metric: {shorten(watched)} given; possible: "
                                  f"{', '.join(sorted(known))}; more by naming them in metrics")  # fmt: skip
         return self

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from folder.history import join_column, split_column, validation_column
 from folder.provenance import code_differences
 from include import CODE
 from report.rows import Row, differing, grouped, read_rows, show
@@ -43,9 +44,9 @@ def _metrics(rows: Sequence[Row]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {"best_epoch": [row.best.get("epoch") for row in rows]}
     found |= {"epochs": [row.num_epochs for row in rows]}
     for name in metric_columns(row.best for row in rows):
-        found[f"val_{name}"] = [row.best.get(name) for row in rows]
+        found[validation_column(name)] = [row.best.get(name) for row in rows]
     for name in metric_columns(row.test for row in rows):
-        found[f"test_{name}"] = [row.test.get(name) for row in rows]
+        found[join_column("test", name)] = [row.test.get(name) for row in rows]
     found["num_parameters"] = [row.num_parameters for row in rows]
     return found | {"seconds": [round(row.seconds, 1) for row in rows], "status": [row.status for row in rows]}
 
@@ -114,5 +115,5 @@ def compare_text(found: dict[str, Any]) -> str:
 def _shown(line: dict[str, Any]) -> dict[str, Any]:
     """Metrics with four decimals; everything else as it is."""
     name = line[""]
-    is_metric = name.startswith(("val_", "test_"))
+    is_metric = bool(split_column(name)[0])
     return {key: f"{value:.4f}" if is_metric and isinstance(value, float) else value for key, value in line.items()}

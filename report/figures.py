@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from folder.history import training_column, validation_column, validation_values
 from utils import write_atomic
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def shorten(text: str, length: int) -> str:
 
 def metric_names(history: Sequence[dict[str, Any]], first: Sequence[str] = ()) -> list[str]:
     """The metrics of a history: loss, then `first`, then the others as they come."""
-    names = [key.removeprefix("val_") for row in history for key in row if key.startswith("val_")]
+    names = [name for row in history for name in validation_values(row)]
     return list(dict.fromkeys(name for name in ("loss", *first, *names) if name in names))
 
 
@@ -158,7 +159,7 @@ def save_history_figure(
 
 def _metric_panel(panel: Axes, history: Sequence[dict[str, Any]], name: str, best_epoch: int | None) -> None:
     epochs = series(history, "epoch")
-    train, valid = series(history, f"train_{name}"), series(history, f"val_{name}")
+    train, valid = series(history, training_column(name)), series(history, validation_column(name))
     if any(map(math.isfinite, train)):
         curve(panel, epochs, train, color=TRAIN, label="train")
     curve(panel, epochs, valid, color=VALID, label="valid")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from folder.history import split_column
 from report.figures import BEST, MUTED, PALETTE, TRAIN, curve, drawing, epoch_axis, log_if_wide, shorten
 from report.importance import importance, is_logarithmic
 from report.rows import REPLICATES, Row, differing, grouped, show
@@ -68,8 +69,8 @@ def compare(rows: Sequence[Row], sort: str | None = None) -> Comparison:
     by_name = {row.name: row for row in rows}
     ordered = [by_name[line["folder"]] for line in cells]
     metric = compared_metric(rows)
-    wanted = (sort or metric).removeprefix("val_")
-    is_metric = any(wanted in row.best for row in rows)
+    split, wanted = split_column(sort or metric)
+    is_metric = split in ("", "val") and any(wanted in row.best for row in rows)
     metric = wanted if is_metric else metric
     minimize = is_less_better(rows, metric)
     keys = [key for key in differing(ordered) if key not in REPLICATES]

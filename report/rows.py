@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from folder.history import recorded_minimized, validation_values
 from folder.lock import is_alive
 from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
 from params import read_object
-from utils import UserError, num_cores
+from utils import UserError, num_cores, reference_name
 
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}
 REPLICATES = ("seed", "fold")  # runs that differ in these alone measure the same thing
@@ -44,7 +45,7 @@ class Row:
 
     @property
     def best_metric(self) -> str:
-        return str(self.params.get("best_metric", "accuracy")).rpartition(":")[2]
+        return reference_name(str(self.params.get("best_metric", "accuracy")))
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -201,9 +202,7 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     seconds = float(sum(line.get("seconds") or 0 for line in history))
     if not seconds < LARGEST or not all(isinstance(line, dict) and "epoch" in line for line in history):
         raise UserError(f"{path}/{HISTORY_JSON} is damaged: train.py writes it again")
-    last = read_value(f"{path}/{METRICS_LAST}", dict) or {
-        key.removeprefix("val_"): value for key, value in (history[-1] if history else {}).items() if key[:4] == "val_"
-    }
+    last = read_value(f"{path}/{METRICS_LAST}", dict) or (validation_values(history[-1]) if history else {})
     test = read_optional(f"{path}/{METRICS_TEST}")
     return Row(
         name=name,
@@ -213,7 +212,7 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
         num_looks=count_looks(f"{path}/{TEST_LOOKS}"),
         history=history if keep_history else [],
         status=status_of(status),
-        minimized=frozenset(["loss", *(meta.get("minimize") or [])]),
+        minimized=recorded_minimized(meta),
         last=numbers(last, f"{path}/{METRICS_LAST}"),
         num_epochs=len(history),
         seconds=seconds,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from folder.history import split_column, validation_column
 from report.rows import REPLICATES, Row, differing, grouped, label, read_rows, show
 from report.statistics import LEVEL, Verdict, interval, judge, resolution
 from report.tables import (
@@ -24,7 +25,6 @@ from report.tables import (
     printable,
     sort_cells,
     sort_column,
-    split_column,
     to_csv,
     to_latex,
     to_markdown,
@@ -92,7 +92,7 @@ def judged_metric(rows: Sequence[Row], columns: Sequence[str], sort: str | None)
 
 def _group_sort(columns: Sequence[str], sort: str | None) -> str | None:
     """A table of groups has no column for a seed, or for what varies within a group."""
-    return None if sort and sort not in columns and f"val_{sort}" not in columns else sort
+    return None if sort and sort not in columns and validation_column(sort) not in columns else sort
 
 
 def _describe(group: Sequence[Row], keys: Sequence[str]) -> str:
@@ -171,7 +171,7 @@ def _as_comment(text: str) -> str:
 def _is_of_runs(summary: Summary, wanted: str | None) -> bool:
     """Whether a column that was asked for is one of single runs alone, as the seed is."""
     names = [name.strip() for name in (wanted or "").split(",") if name.strip()]
-    return not all({name, f"val_{name}"} & set(summary.group_columns) for name in names)
+    return not all({name, validation_column(name)} & set(summary.group_columns) for name in names)
 
 
 def _table(columns: list[str], cells: list[Cells], top: int, wanted: str | None, to_text: Any) -> list[str]:

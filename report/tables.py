@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from folder.history import best_row
+from folder.history import (
+    TEST_LOOKS,
+    best_row,
+    flat_metrics,
+    is_minimized,
+    join_column,
+    split_column,
+    validation_column,
+)
 from report.figures import shorten
 from report.rows import Row, differing, numbers, show
 from report.tree import natural
@@ -59,12 +67,12 @@ def make_lines(rows: Sequence[Row], keys: Sequence[str]) -> list[Cells]:
             line[key] = row.params.get(key)
         line["best_epoch"], line["epochs"] = row.best.get("epoch"), row.num_epochs
         for name in val:
-            line[f"val_{name}"] = row.best.get(name)
-        line[f"last_{compared}"] = row.last.get(compared)
+            line[validation_column(name)] = row.best.get(name)
+        line[join_column("last", compared)] = row.last.get(compared)
         for name in shown_tests:
-            line[f"test_{name}"] = row.test.get(name)
+            line[join_column("test", name)] = row.test.get(name)
         if tested:
-            line["test_looks"] = row.num_looks
+            line[TEST_LOOKS] = row.num_looks
         if is_sized:
             line["num_parameters"] = row.num_parameters
         line["seconds"], line["status"] = round(row.seconds, 1), row.status
@@ -82,14 +90,8 @@ def metric_columns(tables: Iterable[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: name != "loss")
 
 
-def split_column(column: str) -> tuple[str, str]:
-    """("val", "accuracy") of val_accuracy; ("", column) when it is no metric's."""
-    split, _, metric = column.partition("_")
-    return (split, metric) if split in ("val", "last", "test") and column != "test_looks" else ("", column)
-
-
 def is_less_better(rows: Sequence[Row], metric: str) -> bool:
-    return any(metric in row.minimized for row in rows)
+    return any(is_minimized(metric, row.minimized) for row in rows)
 
 
 def sort_cells(cells: list[Cells], columns: Sequence[str], rows: Sequence[Row], sort: str | None) -> list[Cells]:
@@ -113,14 +115,14 @@ def sort_column(columns: Sequence[str], rows: Sequence[Row], sort: str | None) -
     """The column that `sort` means; by default the metric that most of the runs were to be best in."""
     if sort is None:
         sort = compared_metric(rows)
-        if f"val_{sort}" not in columns:
+        if validation_column(sort) not in columns:
             return "folder"
     return find_column(sort, columns, "--sort")
 
 
 def find_column(name: str, columns: Sequence[str], flag: str) -> str:
     """The column called `name`, or that of the metric `name` on the validation split. UserError with the nearest."""
-    for candidate in (f"val_{name}", name):
+    for candidate in (validation_column(name), name):
         if candidate in columns:
             return candidate
     raise UserError(f"{flag}: there is no column {name!r}; {nearest(name, columns)}")
@@ -193,15 +195,14 @@ def at_equal_epochs(rows: Sequence[Row]) -> tuple[int, list[Row], dict[str, str]
 
 def _at(row: Row, num: int) -> Row:
     history = row.history[:num]
-    best = best_row(history, row.best_metric, row.best_metric in row.minimized) or history[-1]
+    best = best_row(history, row.best_metric, row.minimized) or history[-1]
     seconds = float(sum(line.get("seconds") or 0 for line in history))
     return replace(row, history=history, best=_validation(best), last=_validation(history[-1]), test={}, num_epochs=num,
                    seconds=seconds)  # fmt: skip
 
 
 def _validation(line: dict[str, Any]) -> dict[str, Any]:
-    values = {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
-    return numbers({"epoch": line["epoch"]} | values, "history")
+    return numbers(flat_metrics(line), "history")
 
 
 # --- one line per group of replicates -------------------------------------------------------------------
@@ -230,12 +231,12 @@ def make_group_lines(
         values = [row.best[metric] for row in runs if row.best.get(metric) is not None]
         middle, width = interval(values, step) if values else (None, None)
         line: Cells = {"folder": group_name(group)} | {key: group[0].params.get(key) for key in keys}
-        line |= {"n": len(values), f"val_{metric}": middle, "interval": width, "p": None}
-        line |= {f"last_{metric}": mean(row.last.get(metric) for row in runs)}
-        line |= {f"val_{name}": mean(row.best.get(name) for row in runs) for name in val if name != metric}
+        line |= {"n": len(values), validation_column(metric): middle, "interval": width, "p": None}
+        line |= {join_column("last", metric): mean(row.last.get(metric) for row in runs)}
+        line |= {validation_column(name): mean(row.best.get(name) for row in runs) for name in val if name != metric}
         if is_tested:
-            line[f"test_{metric}"] = mean(row.test.get(metric) for row in runs)
-            line["test_looks"] = sum(row.num_looks for row in group)
+            line[join_column("test", metric)] = mean(row.test.get(metric) for row in runs)
+            line[TEST_LOOKS] = sum(row.num_looks for row in group)
         line |= {"epochs": mean(row.num_epochs for row in runs)}
         line |= {"num_parameters": group[0].num_parameters} if is_sized else {}
         line["seconds"] = mean(round(row.seconds, 1) for row in runs)

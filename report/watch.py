@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from folder.history import best_row
+from folder.history import best_row, recorded_minimized, validation_column
 from include import HISTORY_JSON, META, RESOLVED, STATUS
 from report.rows import read_value, status_of
 from report.tables import printable
-from utils import UserError
+from utils import UserError, reference_name
 
 STALE = 60  # seconds without a sign from a running process; it gives one at least at each epoch's end
 LIVE = ("running", "killed")
@@ -29,9 +29,9 @@ def look(path: Path, name: str, now: datetime.datetime) -> dict[str, Any]:
         return {"folder": name, "state": state}
     resolved, meta = (read_value(str(path / file), dict, {}) for file in (RESOLVED, META))
     history = read_value(str(path / HISTORY_JSON), list, [])
-    metric = str(resolved.get("best_metric", "accuracy")).rpartition(":")[2]
-    best = best_row(history, metric, metric in (meta.get("minimize") or []))
-    line = {"folder": name, "state": state, "metric": metric, "best": best[f"val_{metric}"] if best else None}
+    metric = reference_name(str(resolved.get("best_metric", "accuracy")))
+    best = best_row(history, metric, recorded_minimized(meta))
+    line = {"folder": name, "state": state, "metric": metric, "best": best[validation_column(metric)] if best else None}
     line |= progress(status, history, resolved.get("num_epochs"))
     silence = (now - datetime.datetime.fromisoformat(status["updated"])).total_seconds()
     return line | {"silence": max(0.0, silence)}

@@ -10,6 +10,14 @@ from typing import Any
 
 import params as params_module
 from folder.folder import Folder
+from folder.history import (
+    is_minimized,
+    monitored_column,
+    recorded_minimized,
+    split_column,
+    validation_column,
+    validation_values,
+)
 from folder.manifest import read_manifest
 from folder.provenance import localised
 from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS
@@ -155,23 +163,17 @@ def read_params(path: Path) -> dict[str, Any]:
         return {}
 
 
-def column_of(metric: str) -> str:
-    """The column of a history that `search.metric` means: val_f1 for f1, val_f1 and file.py:f1."""
-    word = metric.rpartition(":")[2]
-    return word if word.startswith(("val_", "train_")) else f"val_{word}"
-
-
 def compared(folder: Folder, metric: str) -> tuple[str, int]:
     """(column of the history, 1 or -1 so that larger is better) of `search.metric`."""
-    column = column_of(metric)
-    minimized = ["loss", *(folder.record(META).get("minimize") or [])]
-    return column, -1 if column.partition("_")[2] in minimized else 1
+    column = monitored_column(metric)
+    minimized = recorded_minimized(folder.record(META))
+    return column, -1 if is_minimized(split_column(column)[1], minimized) else 1
 
 
 def score(row: dict[str, Any], column: str, sign: int) -> float:
     """The compared value of a history row, -inf where it is not finite. UserError when there is no such metric."""
     if column not in row:
-        names = ", ".join(key for key in row if key.startswith("val_"))
+        names = ", ".join(map(validation_column, validation_values(row)))
         raise UserError(f"search.metric: there is no {column!r} in the history; possible: {names}")
     value = row[column]
     return sign * value if isinstance(value, int | float) and math.isfinite(value) else -math.inf

@@ -16,11 +16,12 @@ from typing import Any
 
 import params as params_module
 from folder.folder import Folder, now
+from folder.history import monitored_column, split_column
 from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, snapshot
 from include import CODE, EXIT_BUSY, PARAMS, RECORD
 from params import Params
-from search.children import TRIAL, Child, Children, column_of
+from search.children import TRIAL, Child, Children
 from search.engines.base import Ended, Engine, Task, stated_cores
 from search.engines.local import last_words
 from search.strategy import (
@@ -35,7 +36,7 @@ from search.strategy import (
     suggest,
     trials_of,
 )
-from utils import UserError, nearest, num_cores, write_json
+from utils import UserError, nearest, num_cores, reference_name, write_json
 
 SEARCH = "record/search.json"
 RETRIES = 3  # of a child that ended without having saved anything new
@@ -339,8 +340,8 @@ def check(params: Params) -> None:
         raise UserError(f"{source}: search.pruner: {search.pruner} goes with sampler grid or random; median with tpe")
     if search.pruner != "none" and search.folds:
         raise UserError(f"{source}: search.pruner: none goes with search.folds: every fold counts")
-    metric = column_of(search.metric).partition("_")[2]
-    names = [name.rpartition(":")[2] for name in (*params.metrics, params.best_metric)]
+    metric = split_column(monitored_column(search.metric))[1]
+    names = [reference_name(name) for name in (*params.metrics, params.best_metric)]
     if metric not in (known := ["loss", *names]) and not {"metrics", "best_metric"} & params.hyper_search.keys():
         raise UserError(f"{source}: search.metric: {search.metric!r} given; {nearest(metric, dict.fromkeys(known))}")
     for key in {"seed", "fold"} & params.hyper_search.keys():

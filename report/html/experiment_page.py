@@ -11,6 +11,7 @@ from typing import Any
 
 import params as params_module
 from folder.folder import Folder
+from folder.history import training_column, validation_column
 from include import (
     BATCH_PNG,
     CODE,
@@ -47,7 +48,7 @@ from report.html.markup import (
 )
 from report.html.runs_page import state_of
 from report.rows import count_looks, flatten, read_rows, show
-from utils import UserError, command
+from utils import UserError, command, reference_name
 
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
 LOG_LINES = 60
@@ -118,7 +119,7 @@ def write_experiment_page(path: Path) -> Path:
     remark = problems.get(str(path), "")
     state = rows[0].status if rows else state_of(path, remark)
     best = reader.table(METRICS_BEST)
-    metric = str(resolved.get("best_metric", "accuracy")).rpartition(":")[2]
+    metric = reference_name(str(resolved.get("best_metric", "accuracy")))
     body = [f"<p>{link(above / REPORT, path, f'← {above.name}')}</p>" if above else ""]
     body += [f"<h1>{text(path.name)}</h1>", f"<p>{badge(state)} {text(shorten(remark, 400)) if remark else ''}</p>"]
     body += [metrics_table(reader, best, metric), facts(resolved, meta, history)]
@@ -145,7 +146,8 @@ def experiment_series(history: Sequence[dict[str, Any]], metric: str) -> dict[st
     """Panel -> line -> one value per epoch: loss, the metrics, the learning rate."""
     found: dict[str, dict[str, list[float]]] = {}
     for name in metric_names(history, [metric]):
-        found[name] = {"training": series(history, f"train_{name}"), "validation": series(history, f"val_{name}")}
+        train, valid = series(history, training_column(name)), series(history, validation_column(name))
+        found[name] = {"training": train, "validation": valid}
     rates = [row.get("learning_rate") for row in history]
     rates = [rate if isinstance(rate, list) else [rate] for rate in rates]
     for group in range(max(map(len, rates), default=0)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import params as params_module
 from folder.folder import Folder
+from folder.history import is_minimized, split_column, validation_column
 from include import PARAMS
 from report import plots
 from report.figures import metric_names, series, shorten
@@ -136,13 +137,12 @@ def runs_data(
     minimized = {name for row in rows for name in row.minimized}
 
     def describe(column: str) -> dict[str, Any]:
-        split, _, metric = column.partition("_")
-        is_metric = split in ("val", "test", "last") and column != "test_looks"
+        split, metric = split_column(column)
         kind = "name" if column == "folder" else "parameter" if column in keys else "other"
-        return {"name": column, "kind": kind, "ascending": not is_metric or metric in minimized}
+        return {"name": column, "kind": kind, "ascending": not split or is_minimized(metric, minimized)}
 
     axes = [axis_data(column, place, lines) for place, column in enumerate(columns) if column in found.keys]
-    value = f"val_{found.metric}"
+    value = validation_column(found.metric)
     axes += [axis_data(value, columns.index(value), lines)] if value in columns else []
     names = metric_names([row for run in rows[:50] for row in run.history], [found.metric])
     stride = max(1, math.ceil(sum(len(row.history) for row in rows) * 2 * len(names) / MAX_NUMBERS))
@@ -218,7 +218,7 @@ def runs_table(folder: Path, found: plots.Comparison, columns: Sequence[str], li
         cells = [f'{box}<td class="run" title="{text(line["folder"])}"><span class="swatch"></span>{name}</td>']
         for place, column in list(enumerate(columns))[1:]:
             value = line.get(column)
-            is_metric = column.startswith(("val_", "test_", "last_"))
+            is_metric = bool(split_column(column)[0])
             shown = (
                 f"{value:.4f}"
                 if isinstance(value, float) and is_metric

@@ -115,6 +115,6 @@ def test_early_stopping_knows_the_direction_of_a_metric():
 
 def test_ties_keep_the_earlier_epoch_and_undefined_values_never_win():
     rows = [{"epoch": e, "val_accuracy": v} for e, v in ((1, None), (2, 0.5), (3, 0.7), (4, 0.7))]
-    assert best_row(rows, "accuracy", minimize=False)["epoch"] == 3
-    assert best_row(rows, "accuracy", minimize=True)["epoch"] == 2
-    assert best_row([], "accuracy", minimize=False) is None
+    assert best_row(rows, "accuracy", minimized=[])["epoch"] == 3
+    assert best_row(rows, "accuracy", minimized=["accuracy"])["epoch"] == 2
+    assert best_row([], "accuracy", minimized=[]) is None
