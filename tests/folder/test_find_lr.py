@@ -6,8 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from kit import call, experiment, history, tree, weights
-from test_train import interrupt
+from kit import call, experiment, history, interrupt, tree, weights
 
 from engine.use.find_lr import BEGUN, NUM_STEPS, SMOOTHING, Curve, rate_at, suggest
 from utils import UserError

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from kit import ROOT, call, experiment, history, make_dataset, shell, tree, weights
+from kit import ROOT, call, experiment, history, interrupt, make_dataset, shell, tree, weights
 
 EXPECTED = """batch_train.png checkpoints/manifest.json history.csv history.json metrics_val_best_weights.json
 metrics_val_last_weights.json params.json record/augm.json record/code/train.py record/code/model/net.py
@@ -106,18 +106,6 @@ def test_restart_keeps_the_old_attempt(train, tmp_path):
     code, printed = train(folder, "--restart", "--learnig_rate=0.2")
     assert code == 2 and "learning_rate" in printed
     assert not (folder / "attempts" / "2").exists(), "validated first"
-
-
-def interrupt(folder, data, *argv, when="epoch 1/"):
-    """Start train.py as a process and stop it with SIGTERM as soon as its output says `when`."""
-    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder), *argv]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if when in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    process.stdout.read()
-    return process.wait(timeout=60)
 
 
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(train, tmp_path, data):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import batches, loader
 from kit import ROOT, call, experiment, history, make_dataset, shell, tree, wait_for, weights
+from loaders import batches, loader
 
 from engine.checkpoint import Checkpoints, Snapshot
 from folder.folder import Folder

@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from helpers_runs import make_run
 from kit import call, experiment, make_dataset
+from runs import make_run
 
 from folder.folder import Folder
 from folder.provenance import changed_files, snapshot, source_files

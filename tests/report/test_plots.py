@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers_runs import make_history, make_run
 from kit import call
 from PIL import Image
+from runs import make_history, make_run
 
 import plot_results
 from include import ROOT

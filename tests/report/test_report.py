@@ -1,7 +1,6 @@
 """Tables and figures over experiment folders, whatever state those are in."""
 
 import json
-import math
 import os
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import make_folder, make_history, write
 
 import plot_results
 import synthesize_results
@@ -22,36 +22,6 @@ from report.rows import read_rows
 from report.tables import make_table, to_csv, to_markdown
 from report.tree import find_folders
 from utils import UserError
-
-
-def history(num_epochs: int, best: float = 0.9, **more: float) -> list[dict]:
-    rows = []
-    for epoch in range(1, num_epochs + 1):
-        accuracy = best * (1 - math.exp(-3 * epoch / num_epochs))
-        row = {"epoch": epoch, "step": 10 * epoch, "learning_rate": 0.1 / epoch, "train_loss": 2.0 / epoch}
-        row |= {"train_accuracy": accuracy, "val_loss": 2.2 / epoch, "val_accuracy": accuracy, **more}
-        rows.append(row | {"seconds": 1.5, "images_per_second": 100.0})
-    return rows
-
-
-def write(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
-
-
-def make_folder(path: Path, accuracy: float, status: dict | None = None, test: float | None = None, **params) -> Path:
-    """A folder as train.py and evaluate.py leave it."""
-    resolved = {"arch": "lenet", "learning_rate": 0.1, "best_metric": "accuracy", "arch_args": {}} | params
-    write(path / "params.json", {})
-    write(path / "record/resolved.json", resolved | {"pinned": {"classes": ["a", "b"]}})
-    write(path / "record/meta.json", {"data_dir": "data/digits"})
-    write(path / "record/status.json", {"state": "done", "epoch": 3, "step": 30, "message": ""} | (status or {}))
-    write(path / "history.json", history(3, accuracy))
-    write(path / "metrics_val_best_weights.json", {"epoch": 3, "loss": 1 - accuracy, "accuracy": accuracy})
-    if test is not None:
-        write(path / "metrics_test_best.json", {"epoch": 3, "loss": 0.5, "accuracy": test})
-        write(path / "record/test_looks.jsonl", '{"n": 1}\n{"n": 2}\n')
-    return path
 
 
 @pytest.fixture
@@ -200,7 +170,7 @@ def test_plot_results(parent, capsys):
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 200])
 def test_history_figure(tmp_path, num_epochs):
-    rows = history(num_epochs, val_f1=0.5, val_auc=None)
+    rows = make_history(num_epochs, val_f1=0.5, val_auc=None)
     for row in rows:
         row["learning_rate"] = [1e-4, 1e-3, 0.0]
     figures.save_history_figure(tmp_path / "a.png", rows, "accuracy", num_epochs)

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from kit import ROOT, call, experiment, make_dataset
-from test_report import history, make_folder, write
+from runs import make_folder, make_history, write
 
 from report.rows import differing, read_rows
 from report.summary import read_summary, report_text, summarise, write_summary
@@ -167,11 +167,14 @@ def test_mistakes_are_one_line(search, argv, said):
 
 def test_equal_epochs(tmp_path):
     for name, num, best in (("short", 3, 0.6), ("long", 10, 0.9), ("mid", 6, 0.7)):
-        write(make_folder(tmp_path / name, best, learning_rate=num) / "history.json", history(num, best))
+        write(make_folder(tmp_path / name, best, learning_rate=num) / "history.json", make_history(num, best))
     said = as_json("--parent_dir", tmp_path, "--equal_epochs")
     assert {line["epochs"] for line in said["rows"]} == {3} and "3 epochs" in said["remark"]
     third = {line["folder"]: line["val_accuracy"] for line in said["rows"]}
-    assert third["long"] == history(10, 0.9)[2]["val_accuracy"] and third["short"] == history(3, 0.6)[2]["val_accuracy"]
+    assert (
+        third["long"] == make_history(10, 0.9)[2]["val_accuracy"]
+        and third["short"] == make_history(3, 0.6)[2]["val_accuracy"]
+    )
 
 
 def test_escapes_and_sizes(tmp_path):
@@ -306,7 +309,7 @@ def running(folder, seconds_ago=0, pid=None, step=15):
     when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds_ago)
     status = {"state": "running", "epoch": 1, "step": step, "pid": pid or os.getpid(), "host": socket.gethostname()}
     write(folder / "record/status.json", status | {"updated": when.isoformat(timespec="seconds"), "message": ""})
-    write(folder / "history.json", history(1))
+    write(folder / "history.json", make_history(1))
 
 
 def test_watch_shows_progress_rate_and_silence(tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -80,6 +81,19 @@ def shell(script: str, *argv: object, **environment: str) -> subprocess.Complete
     """A root script as a user would start it."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=240)
+
+
+def interrupt(folder: Path, data: Path, *argv: str, when: str = "epoch 1/") -> int:
+    """Start train.py as a process and stop it with SIGTERM as soon as its output says `when`; its exit code."""
+    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder), *argv]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if when in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    return process.wait(timeout=60)
 
 
 def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 60) -> None:

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers_data import make_params, noise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit import ROOT
+from loaders import make_params, noise
 
 from model.augment import PRESETS, Augment, PythonRandom, make_augment, mix
 from model.pixels import fused as windows
@@ -360,8 +360,9 @@ def test_what_is_wrong_with_an_augmentation_is_said_in_one_line(what, message):
 
 def test_batched_augmentation_needs_no_albumentations():
     code = (
-        "import sys; sys.path[:0] = ['tests/tools', 'tests/unit', '.']; import test_augment as t\n"
-        "record = t.augment('flip_crop').record(); assert record['transform']['__class_fullname__'] == 'Compose'\n"
+        "import sys; sys.path[:0] = ['tests/tools', '.']\n"
+        "from loaders import make_params; from model.augment import make_augment\n"
+        "record = make_augment(make_params(augment='flip_crop'), 32, 32).record(); assert record['transform']['__class_fullname__'] == 'Compose'\n"
         "names = [step['__class_fullname__'] for step in record['transform']['transforms']]\n"
         "assert names == ['PadIfNeeded', 'RandomCrop', 'HorizontalFlip'], names\n"
         "assert not {'albumentations', 'cv2', 'scipy'} & set(sys.modules)"

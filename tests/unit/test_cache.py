@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_data import are_equal, batches, loader, loaders, make_params, noise
 from kit import ROOT, SHARED, make_dataset
+from loaders import are_equal, batches, loader, loaders, make_params, noise
 from PIL import Image
 
 from model.images import cache, reading

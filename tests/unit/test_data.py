@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_data import are_equal, batches, loader, loaders, make_params, noise
 from kit import make_dataset, make_images
+from loaders import are_equal, batches, loader, loaders, make_params, noise
 from PIL import Image
 
 from model.images import cache, reading, source, subsets

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import are_equal, batches, loaders, make_params
 from kit import call, experiment, history, make_dataset, make_images, shell, tree, weights
+from loaders import are_equal, batches, loaders, make_params
 from sklearn.model_selection import StratifiedKFold
 
 from model.images import folds, reading

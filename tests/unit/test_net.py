@@ -1,16 +1,15 @@
 """Nets by name: counts, heads, stems, initialisation, layer groups, freezing, weights, mistakes."""
 
-import contextlib
 import copy
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden import GOLDEN, count, on_meta, parameter_counts
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,48 +22,13 @@ from model.nets.weights import load_weights
 from params import Params
 from utils import UserError, read_json
 
-GOLDEN = Path(__file__).parent / "golden" / "net_parameters.json"
-SIZES = {"sign_net": 64, "vit_h_14": 518}  # px; the others at 224, where ResNets have their published stem
-
 
 def make_params(folder: Path = ROOT, **keys: Any) -> Params:
     return params_module.from_resolved({"im_sz": 32} | keys, folder)
 
 
-@contextlib.contextmanager
-def on_meta() -> Iterator[None]:
-    """Parameters are made without memory: the largest net has 645 million."""
-    register = nn.Module.register_parameter
-
-    def register_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(
-            module,
-            name,
-            None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad),
-        )
-
-    nn.Module.register_parameter = register_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
-
-
 def build(params: Params, num_classes: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
     return make_net(params, num_classes, weights)[0]
-
-
-def count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def parameter_counts() -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    with on_meta():
-        for name in [*NETS, *torchvision_names()]:
-            given = make_params(arch=name, im_sz=SIZES.get(name, 224))
-            counts[name] = {str(k): count(build(given, k)) for k in (10, 1000)}
-    return counts
 
 
 # --- counts, heads, stems ---------------------------------------------------------------------------
