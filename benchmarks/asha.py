@@ -23,8 +23,15 @@ from statistics import mean
 from harness import ROOT, Report, arguments
 
 SPACE = {"learning_rate": [0.003, 0.01, 0.03, 0.1, 0.3], "wd": [0.00001, 0.0001, 0.001, 0.01, 0.1]}
-SMALL = {"arch_args": {"n_filters": 8}, "num_epochs": 9, "limit_train": 10000, "observers": [], "hyper_search": SPACE,
-         "scheduler": "constant", "ema": 0.98}  # fmt: skip
+SMALL = {
+    "arch_args": {"n_filters": 8},
+    "num_epochs": 9,
+    "limit_train": 10000,
+    "observers": [],
+    "hyper_search": SPACE,
+    "scheduler": "constant",
+    "ema": 0.98,
+}
 POINTS, SHARE = 0.3, 0.35  # the bars: points of accuracy, share of the steps
 
 
@@ -58,14 +65,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         for seed in range(args.rounds):
-            found = {pruner: search(work / f"{pruner}_{seed}", args.data_dir, seed, pruner)
-                     for pruner in ("none", "asha")}  # fmt: skip
+            found = {
+                pruner: search(work / f"{pruner}_{seed}", args.data_dir, seed, pruner) for pruner in ("none", "asha")
+            }
             (grid, all_epochs, _), (best, epochs, done) = found["none"], found["asha"]
             rows.append((seed, grid, best, 100 * (grid - best), epochs / all_epochs, done))
             print(rows[-1], file=sys.stderr, flush=True)
     missed, share = mean(row[3] for row in rows), mean(row[4] for row in rows)
-    lines = [(seed, f"{grid:.4f}", f"{best:.4f}", f"{points:.2f}", f"{part:.3f}", done)
-             for seed, grid, best, points, part, done in rows]  # fmt: skip
+    lines = [
+        (seed, f"{grid:.4f}", f"{best:.4f}", f"{points:.2f}", f"{part:.3f}", done)
+        for seed, grid, best, points, part, done in rows
+    ]
     headers = ["seed", "grid's best", "ASHA's best", "points missed", "share of the steps", "children done"]
     report.show("ASHA against the whole grid", headers, lines)
     print(f"mean: {missed:.2f} points missed (bar {POINTS}), {share:.3f} of the steps (bar {SHARE})")

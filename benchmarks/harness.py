@@ -173,9 +173,11 @@ class Report:
         it = self.machine
         environment = "".join(f"{name}={value}; " for name, value in it["environment"].items())
         print(f"\n{title}\n\n{table(headers, rows)}\n")
-        print(f"n = {self.args.rounds}, alternating; {it['cpu']}, {it['cores']} cores, {' '.join(it['features'])}; "
-              f"Python {it['python']}, torch {it['torch']}; {environment}{it['date']}; "
-              f"load {it['load'][0]} at the start, {os.getloadavg()[0]:.2f} at the end")  # fmt: skip
+        print(
+            f"n = {self.args.rounds}, alternating; {it['cpu']}, {it['cores']} cores, {' '.join(it['features'])}; "
+            f"Python {it['python']}, torch {it['torch']}; {environment}{it['date']}; "
+            f"load {it['load'][0]} at the start, {os.getloadavg()[0]:.2f} at the end"
+        )
 
     def write(self, **raw: Any) -> None:
         """Every raw number, when --json was given."""

@@ -187,7 +187,8 @@ def drive(name: str, size: int, folder: Path, cache_dir: Path, seconds: float) -
     begun = time.perf_counter()
     while not epoch or (time.perf_counter() - begun < seconds and not road.counts_setup):
         for batch in batches(epoch):
-            assert batch[0].shape[1:] == (3, size, size) and batch[0].is_floating_point()
+            assert batch[0].shape[1:] == (3, size, size)
+            assert batch[0].is_floating_point()
             num_images += len(batch[0])
         epoch += 1
     took = time.perf_counter() - begun

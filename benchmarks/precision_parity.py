@@ -32,8 +32,9 @@ def main() -> None:
             def train(seed: int) -> dict[str, float]:
                 folder = Path(name) / f"{precision}_{seed}"
                 flags = [f"--precision={precision}", f"--seed={seed}", "--observers=[]", *args.params]
-                seconds = python(ROOT / "train.py", "--base", args.base, "--model_dir", folder,
-                                 "--data_dir", args.data_dir, *flags)  # fmt: skip
+                seconds = python(
+                    ROOT / "train.py", "--base", args.base, "--model_dir", folder, "--data_dir", args.data_dir, *flags
+                )
                 last = json.loads((folder / "history.json").read_text())[-1]
                 return {"seconds": seconds} | {metric: last[metric] for metric in METRICS}
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness import ROOT, Report, against, arguments, run, spread
 
 sys.path.insert(0, str(ROOT))
-from params import from_resolved  # noqa: E402 (the kit is above this folder)
+from params import from_resolved
 
 SEEDS, SHARE = 5, 20  # of a configuration; one folder in so many is malformed
 BAR = 2.0  # seconds for 10,000 folders; ten times that for ten times as many
@@ -116,8 +116,10 @@ def try_one(num: int, rounds: int) -> list[float]:
             print(f"{num:,} folders: {seconds:.2f} s", file=sys.stderr, flush=True)
         said = {line.split("`")[1] for line in printed.splitlines() if line.startswith("- `")}
         if said != set(damaged):
-            sys.exit(f"{len(damaged)} folders are malformed, {len(said & set(damaged))} of them are named, "
-                     f"and {len(said - set(damaged))} others")  # fmt: skip
+            sys.exit(
+                f"{len(damaged)} folders are malformed, {len(said & set(damaged))} of them are named, "
+                f"and {len(said - set(damaged))} others"
+            )
     return times
 
 

@@ -33,7 +33,8 @@ def made(loss_at) -> Curve:
 
 def test_rates_rise_by_the_same_factor_each_step():
     rates = [rate_at(step) for step in range(NUM_STEPS)]
-    assert rates[0] == pytest.approx(1e-7) and rates[-1] == pytest.approx(10)
+    assert rates[0] == pytest.approx(1e-7)
+    assert rates[-1] == pytest.approx(10)
     assert np.diff(np.log(rates)) == pytest.approx(np.log(1e8) / 99)
 
 
@@ -95,13 +96,16 @@ def test_a_created_folder_stays_created_and_trains_as_if_nothing_had_been(train,
     code, printed = train(tested, "--find_lr")
     assert code == 0, printed
     after = tree(tested)
-    assert after.keys() - before.keys() == WRITTEN and all(after[name] == before[name] for name in before)
+    assert after.keys() - before.keys() == WRITTEN
+    assert all(after[name] == before[name] for name in before)
     for word in ("valley", "steepest", "minimum over ten", "now", "--learning_rate="):
         assert word in printed
     lines = found(tested)
-    assert lines["weights"] == "fresh weights" and lines["learning_rate"] == 0.05
+    assert lines["weights"] == "fresh weights"
+    assert lines["learning_rate"] == 0.05
     assert len(lines["rates"]) == len(lines["losses"]) == len(lines["smoothed"]) == lines["steps"]
-    assert len(set(lines["losses"])) > 20 and lines["smoothed"][0] == pytest.approx(lines["losses"][0])
+    assert len(set(lines["losses"])) > 20
+    assert lines["smoothed"][0] == pytest.approx(lines["losses"][0])
     assert after["lr_find.png"].startswith(b"\x89PNG")
 
     assert train(plain)[0] == train(tested)[0] == 0
@@ -125,15 +129,20 @@ def test_a_done_folder_stays_done(train, tmp_path):
     train(folder, "--batch_size=12")
     before = tree(folder)
     code, printed = train(folder, "--find_lr")
-    assert code == 0 and "--base" in printed and "--batch_size=12" in printed, printed
+    assert code == 0, printed
+    assert "--base" in printed, printed
+    assert "--batch_size=12" in printed, printed
     after = tree(folder)
-    assert after.keys() - before.keys() == WRITTEN and all(after[name] == before[name] for name in before)
+    assert after.keys() - before.keys() == WRITTEN
+    assert all(after[name] == before[name] for name in before)
     assert found(folder)["batch_size"] == 12, "overrides are remembered, as by a run that is continued"
     assert "is done" in train(folder)[1]
 
     fresh = found(folder)["losses"]
     code, printed = train(folder, "--find_lr", "--restore_file", "best")
-    assert code == 0 and "on best" in printed and found(folder)["losses"] != fresh
+    assert code == 0
+    assert "on best" in printed
+    assert found(folder)["losses"] != fresh
     assert {name: data for name, data in tree(folder).items() if name not in WRITTEN} == before
 
     words = shlex.split(printed.splitlines()[-1].replace("NEW_FOLDER", str(tmp_path / "new")))
@@ -141,7 +150,8 @@ def test_a_done_folder_stays_done(train, tmp_path):
     code, printed = call("train", *words[2:])
     assert code == 0, printed
     resolved = json.loads((tmp_path / "new/record/resolved.json").read_text())
-    assert resolved["batch_size"] == 12 and resolved["learning_rate"] == found(folder)["suggestions"]["valley"]
+    assert resolved["batch_size"] == 12
+    assert resolved["learning_rate"] == found(folder)["suggestions"]["valley"]
 
 
 def test_an_interrupted_folder_goes_on_to_the_same_bits(train, tmp_path, data):
@@ -153,8 +163,10 @@ def test_an_interrupted_folder_goes_on_to_the_same_bits(train, tmp_path, data):
     assert train(parts, "--find_lr")[0] == 0
     assert {name: data for name, data in tree(parts).items() if name not in WRITTEN} == before
     code, printed = train(parts)
-    assert code == 0 and "continuing at" in printed
-    assert weights(parts) == weights(whole) and history(parts) == history(whole)
+    assert code == 0
+    assert "continuing at" in printed
+    assert weights(parts) == weights(whole)
+    assert history(parts) == history(whole)
 
 
 def test_a_new_folder_from_a_base(train, tmp_path):
@@ -165,7 +177,8 @@ def test_a_new_folder_from_a_base(train, tmp_path):
     code, printed = call("train", *shlex.split(printed.splitlines()[-1])[2:])
     assert code == 0, printed
     resolved = json.loads((tmp_path / "new/record/resolved.json").read_text())
-    assert resolved["wd"] == 0.001 and resolved["learning_rate"] == found(tmp_path / "new")["suggestions"]["valley"]
+    assert resolved["wd"] == 0.001
+    assert resolved["learning_rate"] == found(tmp_path / "new")["suggestions"]["valley"]
 
 
 # --- what is tested -------------------------------------------------------------------------------------------
@@ -197,7 +210,8 @@ def test_every_group_has_its_share_of_the_rate(train, tmp_path, monkeypatch, val
     assert rates == pytest.approx([rate_at(step) for step in range(len(rates))])
     for one, rate in zip(seen, rates, strict=False):
         assert [one[group] for group in range(3)] == pytest.approx([rate * share for share in shares])
-    assert len(seen) == len(rates) and momenta == [{0.9}] * len(rates), "nothing but the rate changes"
+    assert len(seen) == len(rates), "nothing but the rate changes"
+    assert momenta == [{0.9}] * len(rates), "nothing but the rate changes"
     peak = 0.2 if "lr_schedule" in values else max(np.atleast_1d(values.get("learning_rate", 0.05)))
     assert found(folder)["learning_rate"] == peak
 
@@ -220,7 +234,8 @@ def test_what_is_frozen_at_first_stays_so(train, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     folder = experiment(tmp_path / "x", freeze={"groups": 2, "epochs": 1})
     assert train(folder, "--find_lr")[0] == 0
-    assert len(grads) > 50 and {tuple(one) for one in grads} == {(True, True, True, True, False, False)}
+    assert len(grads) > 50
+    assert {tuple(one) for one in grads} == {(True, True, True, True, False, False)}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +254,8 @@ def test_whatever_the_run_has_is_tested(train, tmp_path, values):
     code, printed = train(folder, "--find_lr")
     assert code == 0, printed
     lowest, highest = min(found(folder)["suggestions"].values()), max(found(folder)["suggestions"].values())
-    assert 0 < lowest <= highest <= 10 and found(folder)["steps"] > 50
+    assert 0 < lowest <= highest <= 10
+    assert found(folder)["steps"] > 50
 
 
 def test_a_net_that_hardly_learns_is_said(train, tmp_path):
@@ -254,7 +270,8 @@ def test_a_net_that_hardly_learns_is_said(train, tmp_path):
         "        return self.bias(x.mean((1, 2, 3))[:, None] * 0)\n"
     )
     code, printed = train(folder, "--find_lr")
-    assert code == 0 and "the loss hardly falls at any rate" in printed, printed
+    assert code == 0, printed
+    assert "the loss hardly falls at any rate" in printed, printed
 
 
 # --- what is said ---------------------------------------------------------------------------------------------
@@ -264,8 +281,10 @@ def test_json(train, tmp_path):
     folder = experiment(tmp_path / "a b")
     code, printed = train(folder, "--find_lr", "--json")
     said = json.loads(printed)
-    assert code == 0 and set(said["suggestions"]) == {"valley", "steepest", "minimum_over_ten"}
-    assert said["figure"] == str(folder / "lr_find.png") and f"'{folder}'" in said["command"]
+    assert code == 0
+    assert set(said["suggestions"]) == {"valley", "steepest", "minimum_over_ten"}
+    assert said["figure"] == str(folder / "lr_find.png")
+    assert f"'{folder}'" in said["command"]
     assert said["suggestions"] == found(folder)["suggestions"]
 
 
@@ -289,7 +308,9 @@ def test_wrong_flags_are_one_line(train, tmp_path, flags, words):
     folder = experiment(tmp_path / "x")
     before = tree(folder)
     code, printed = train(folder, "--find_lr", *flags)
-    assert code == 2 and len(printed.splitlines()) == 1 and not [word for word in words if word not in printed], printed
+    assert code == 2, printed
+    assert len(printed.splitlines()) == 1, printed
+    assert not [word for word in words if word not in printed], printed
     assert tree(folder) == before
 
 
@@ -298,5 +319,6 @@ def test_a_loss_that_is_never_finite(train, tmp_path):
     (folder / "loss.py").write_text("def broken(logits, labels):\n    return logits.sum(dim=1) / 0\n")
     before = {**tree(folder)}
     code, printed = train(folder, "--find_lr")
-    assert code == 6 and "no longer finite at 1e-07, after 0 of 100 steps" in printed, printed
+    assert code == 6, printed
+    assert "no longer finite at 1e-07, after 0 of 100 steps" in printed, printed
     assert {name: data for name, data in tree(folder).items() if "__pycache__" not in name} == before

@@ -9,16 +9,38 @@ from PIL import Image
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the data archives are not on this machine")
 TOP = {
-    "params.json", "history.json", "history.csv", "metrics_val_best_weights.json", "metrics_val_last_weights.json",
-    "train.log", "train_history.png", "batch_train.png", "weights", "checkpoints", "tensorboard", "record",
-}  # fmt: skip
+    "params.json",
+    "history.json",
+    "history.csv",
+    "metrics_val_best_weights.json",
+    "metrics_val_last_weights.json",
+    "train.log",
+    "train_history.png",
+    "batch_train.png",
+    "weights",
+    "checkpoints",
+    "tensorboard",
+    "record",
+}
 RECORD = {
-    "status.json", "resolved.json", "meta.json", "requirements.txt", "code", "augm.json", "stdout.txt", "stderr.txt",
-}  # fmt: skip
+    "status.json",
+    "resolved.json",
+    "meta.json",
+    "requirements.txt",
+    "code",
+    "augm.json",
+    "stdout.txt",
+    "stderr.txt",
+}
 TESTED = {"metrics_test_best.json", "evaluation"}
 EVALUATION = {
-    "per_class.csv", "per_class.md", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv", "top_losses.png",
-}  # fmt: skip
+    "per_class.csv",
+    "per_class.md",
+    "confusion_matrix.csv",
+    "confusion_matrix.png",
+    "predictions.csv",
+    "top_losses.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +95,11 @@ def test_cifar10(build, tmp_path, name, flags):
     data = data if name == "simple_cnn" else part(data, tmp_path / "data", 20)
     train(data, folder, name, *flags)
     evaluate(data, folder)
-    assert TESTED <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} >= TESTED
     assert {path.name for path in (folder / "evaluation").iterdir()} == EVALUATION
     if name == "simple_cnn":
-        assert [row["epoch"] for row in history(folder)] == [1, 2, 3] and history(folder)[-1]["val_accuracy"] > 0.2
+        assert [row["epoch"] for row in history(folder)] == [1, 2, 3]
+        assert history(folder)[-1]["val_accuracy"] > 0.2
 
 
 def test_hymenoptera(build, tmp_path):
@@ -96,8 +119,11 @@ def test_pretrained_weights_without_a_network_are_one_line(build, tmp_path):
     base = ["--base", ROOT / "experiments/transfer", "--model_dir", folder]
     no_way = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     done = shell("train", "--data_dir", build("hymenoptera_data.tar"), *base, **no_way)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not folder.exists()
-    assert "pretrain" in done.stderr and "network" in done.stderr
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not folder.exists()
+    assert "pretrain" in done.stderr
+    assert "network" in done.stderr
 
 
 def test_signs_in_their_flat_layout(build, tmp_path):
@@ -116,6 +142,8 @@ def test_class_folders_with_upper_case_names_and_formats_that_need_more(build, t
             shutil.copy(path, source / name / f"IMG_{number}.JPG")
         (source / name / "IMG_99.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     done = shell("build_dataset", "--source", source, "--data_dir", tmp_path / "d")
-    assert done.returncode == 0 and "2 .heic files ignored: convert them, or install pillow-heif" in done.stdout
+    assert done.returncode == 0
+    assert "2 .heic files ignored: convert them, or install pillow-heif" in done.stdout
     found = sorted((tmp_path / "d").rglob("*.JPG"))
-    assert len(found) == 20 and Image.open(found[0]).format == "JPEG"
+    assert len(found) == 20
+    assert Image.open(found[0]).format == "JPEG"

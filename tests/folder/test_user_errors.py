@@ -1,8 +1,8 @@
 """Every mistake a user can make: one line that says what to do, an exit code, nothing written."""
 
 import json
-import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ PARAMS = [
     ({"hyper_search": {"learning_rat": [1]}}, "hyper_search", "learning_rate"),
     ({"hyper_search": {"ps": {"min": 1, "max": 0}}}, "min below max"),
     ({"search": {"sampler": "bayes"}}, "search.sampler"),
-]  # fmt: skip
+]
 
 
 def refused(argv, words, code=2, watched=()):
@@ -110,31 +110,62 @@ def test_wrong_parameters(case, data, tmp_path):
     refused(["--data_dir", data, "--model_dir", folder], words, watched=[tmp_path, data])
 
 
-@pytest.mark.parametrize("flag, near", [("--model_dri", "--model_dir"), ("--restrat", "--restart"), ("--bas", "--base"),
-                                        ("--learnig_rate", "learning_rate")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [
+        ("--model_dri", "--model_dir"),
+        ("--restrat", "--restart"),
+        ("--bas", "--base"),
+        ("--learnig_rate", "learning_rate"),
+    ],
+)
 def test_a_mistyped_flag_is_answered_with_the_one_that_was_meant(flag, near, data, tmp_path):
     folder = experiment(tmp_path / "x")
     refused(["--data_dir", data, "--model_dir", folder, flag, "3"], [f"did you mean '{near}'?"], watched=[tmp_path])
 
 
-@pytest.mark.parametrize("text,word", [
-    ("", "Expecting"), ("[]", "object"), ("{", "Expecting"), ('{"ps": 0.1, "ps": 0.2}', "twice"), ('{"ps": NaN}', "NaN"),
-    ('{"ps": 1e999}', "1e999"), ("\xff\xfe", "UTF-8"), ("[" * 100_000, "deep"), ('{"ps": 0.1' + " " * 2_000_000 + "}", "too many"),
-], ids=lambda value: value[:12])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "Expecting"),
+        ("[]", "object"),
+        ("{", "Expecting"),
+        ('{"ps": 0.1, "ps": 0.2}', "twice"),
+        ('{"ps": NaN}', "NaN"),
+        ('{"ps": 1e999}', "1e999"),
+        ("\xff\xfe", "UTF-8"),
+        ("[" * 100_000, "deep"),
+        ('{"ps": 0.1' + " " * 2_000_000 + "}", "too many"),
+    ],
+    ids=lambda value: value[:12],
+)
 def test_files_that_are_no_parameters(text, word, data, tmp_path):
     folder = experiment(tmp_path / "x")
     (folder / "params.json").write_bytes(text.encode("latin-1"))
     refused(["--data_dir", data, "--model_dir", folder], [word, "params.json"], watched=[tmp_path])
 
 
-@pytest.mark.parametrize("argv,words", [
-    (["--learnig_rate=1"], ["--learnig_rate", "'learning_rate'"]), (["--learning_rate"], ["needs a value"]),
-    (["--learning_rate=x"], ["learning_rate", "number"]), (["--lr_schedule=[[3"], ["no JSON value"]),
-    (["--early_stopping.patience.x=1"], ["early_stopping"]), (["--model.n_filtres=3"], ["n_filtres"]), (["--accept", "all"], ["--accept"]),
-    (["--extend", "2"], ["--extend", "num_epochs"]), (["--resume"], ["nothing to resume"]), (["--restore_file", "nowhere"], ["nowhere"]),
-    (["--restore_file", "best"], ["--restore_file"]), (["--base", "nowhere"], ["nowhere"]), (["--extend", "x"], ["--extend"]),
-    (["a", "b"], ["unrecognized"]), (["--ps=NaN"], ["NaN"]),
-], ids=lambda value: " ".join(value)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--learnig_rate=1"], ["--learnig_rate", "'learning_rate'"]),
+        (["--learning_rate"], ["needs a value"]),
+        (["--learning_rate=x"], ["learning_rate", "number"]),
+        (["--lr_schedule=[[3"], ["no JSON value"]),
+        (["--early_stopping.patience.x=1"], ["early_stopping"]),
+        (["--model.n_filtres=3"], ["n_filtres"]),
+        (["--accept", "all"], ["--accept"]),
+        (["--extend", "2"], ["--extend", "num_epochs"]),
+        (["--resume"], ["nothing to resume"]),
+        (["--restore_file", "nowhere"], ["nowhere"]),
+        (["--restore_file", "best"], ["--restore_file"]),
+        (["--base", "nowhere"], ["nowhere"]),
+        (["--extend", "x"], ["--extend"]),
+        (["a", "b"], ["unrecognized"]),
+        (["--ps=NaN"], ["NaN"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
 def test_wrong_command_lines(argv, words, data, tmp_path):
     folder = experiment(tmp_path / "x")
     refused(["--data_dir", data, "--model_dir", folder, *argv], words, watched=[tmp_path])
@@ -155,43 +186,58 @@ def test_wrong_places(data, tmp_path):
     refused(["--data_dir", tmp_path / "empty", "--model_dir", folder], ["no train folder"])
 
 
-def break_data(kind, data):
-    """One fault in a copy of the dataset."""
-    first = next((data / "train/class_0").iterdir())
-    if kind == "empty class":
-        (data / "train/empty").mkdir()
-    elif kind == "other classes":
-        make_images(data / "valid/../valid", classes=4, per_class=2)
-    elif kind == "missing class":
-        shutil.rmtree(data / "valid/class_1")
-    elif kind == "one class":
-        [shutil.rmtree(data / split / name) for split in ("train", "valid") for name in ("class_1", "class_2")]
-    elif kind == "no class folders":
-        os.makedirs(data / "t")
-        [shutil.move(str(p), data / "t" / f"{p.parent.name}{p.name}") for p in (data / "train").rglob("*.png")]
-        shutil.rmtree(data / "train")
-        (data / "t").rename(data / "train")
-    elif kind == "broken image":
-        first.write_bytes(first.read_bytes()[:60])
-    elif kind == "text as image":
-        first.write_text("not an image")
-    elif kind == "empty image":
-        first.write_bytes(b"")
-    elif kind == "two valids":
-        shutil.copytree(data / "valid", data / "val")
-    elif kind == "float image":
-        Image.fromarray(np.zeros((8, 8), np.float32)).save(data / "train/class_0/float.tiff")
+def leave_one_class(data: Path) -> None:
+    for split in ("train", "valid"):
+        for name in ("class_1", "class_2"):
+            shutil.rmtree(data / split / name)
 
 
-@pytest.mark.parametrize("kind,words", [
-    ("empty class", ["empty", "no images"]), ("other classes", ["extra: class_3"]), ("missing class", ["missing: class_1"]),
-    ("one class", ["at least two"]), ("no class folders", ["no class folders"]), ("broken image", ["1 of", "000.png"]),
-    ("text as image", ["not a", "on_bad_image"]), ("empty image", ["empty file"]), ("two valids", ["same split"]),
-    ("float image", ["float.tiff"]),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def move_images_out_of_their_class_folders(data: Path) -> None:
+    images = {path.parent.name + path.name: path.read_bytes() for path in (data / "train").rglob("*.png")}
+    shutil.rmtree(data / "train")
+    (data / "train").mkdir()
+    for name, content in images.items():
+        (data / "train" / name).write_bytes(content)
+
+
+def first_image(data: Path) -> Path:
+    return next((data / "train/class_0").iterdir())
+
+
+# What can be wrong with a dataset: name -> a function that breaks a copy of one.
+BREAK = {
+    "empty class": lambda data: (data / "train/empty").mkdir(),
+    "other classes": lambda data: make_images(data / "valid", classes=4, per_class=2),
+    "missing class": lambda data: shutil.rmtree(data / "valid/class_1"),
+    "one class": leave_one_class,
+    "no class folders": move_images_out_of_their_class_folders,
+    "broken image": lambda data: first_image(data).write_bytes(first_image(data).read_bytes()[:60]),
+    "text as image": lambda data: first_image(data).write_text("not an image"),
+    "empty image": lambda data: first_image(data).write_bytes(b""),
+    "two valids": lambda data: shutil.copytree(data / "valid", data / "val"),
+    "float image": lambda data: Image.fromarray(np.zeros((8, 8), np.float32)).save(data / "train/class_0/float.tiff"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty class", ["empty", "no images"]),
+        ("other classes", ["extra: class_3"]),
+        ("missing class", ["missing: class_1"]),
+        ("one class", ["at least two"]),
+        ("no class folders", ["no class folders"]),
+        ("broken image", ["1 of", "000.png"]),
+        ("text as image", ["not a", "on_bad_image"]),
+        ("empty image", ["empty file"]),
+        ("two valids", ["same split"]),
+        ("float image", ["float.tiff"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_wrong_data(kind, words, tmp_path):
     data, folder = make_dataset(tmp_path / "data", ("train", "valid"), per_class=6), experiment(tmp_path / "x")
-    break_data(kind, data)
+    BREAK[kind](data)
     refused(["--data_dir", data, "--model_dir", folder], words, watched=[folder])
 
 
@@ -200,9 +246,10 @@ def test_a_bad_image_can_be_skipped(tmp_path):
         make_dataset(tmp_path / "data", ("train", "valid"), per_class=6),
         experiment(tmp_path / "x", on_bad_image="skip"),
     )
-    break_data("empty image", data)
+    BREAK["empty image"](data)
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 0 and "1 unreadable" in printed
+    assert code == 0
+    assert "1 unreadable" in printed
 
 
 def test_own_net_with_a_fault(data, tmp_path):
@@ -223,4 +270,5 @@ def test_own_net_with_a_fault(data, tmp_path):
 
 
 def test_the_table_is_long_enough():
-    assert len(PARAMS) >= 60 and TINY
+    assert len(PARAMS) >= 60
+    assert TINY

@@ -67,9 +67,11 @@ def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data,
     wait_for(folder / "history.json", process)
     os.kill(pid_of_rank(1, folder), signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "another process of this run ended" in printed, printed[-3000:]
+    assert process.returncode != 0, printed[-3000:]
+    assert "another process of this run ended" in printed, printed[-3000:]
     assert "continuing at epoch" in run(torchrun(data, folder))
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)
 
 
 def test_torchrun_starts_it_again_by_itself(data, whole, tmp_path):
@@ -79,8 +81,10 @@ def test_torchrun_starts_it_again_by_itself(data, whole, tmp_path):
     wait_for(folder / "history.json", process)
     os.kill(pid_of_rank(1, folder), signal.SIGKILL)
     printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "continuing at epoch" in printed, printed[-3000:]
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
+    assert process.returncode == 0, printed[-3000:]
+    assert "continuing at epoch" in printed, printed[-3000:]
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)
 
 
 def test_metrics_do_not_depend_on_the_number_of_processes(data, tmp_path):
@@ -99,7 +103,8 @@ def test_metrics_do_not_depend_on_the_number_of_processes(data, tmp_path):
         run(torchrun(data, folder, num=num))
         rows[num] = history(folder)[0]
     for num in (2, 3):
-        assert rows[num]["val_accuracy"] == rows[1]["val_accuracy"] and rows[num]["val_f1"] == rows[1]["val_f1"]
+        assert rows[num]["val_accuracy"] == rows[1]["val_accuracy"]
+        assert rows[num]["val_f1"] == rows[1]["val_f1"]
         assert rows[num]["train_accuracy"] == rows[1]["train_accuracy"]
         assert rows[num]["val_loss"] == pytest.approx(rows[1]["val_loss"], rel=1e-6)
 
@@ -138,10 +143,16 @@ def test_gradients_travel_once_per_step(group):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batch = (torch.ones(2, 6), torch.zeros(2, dtype=torch.long), torch.arange(2), torch.ones(2))
     given = SimpleNamespace(
-        params=SimpleNamespace(seed=0, grad_clip=None), world=World(0, 2), autocast=contextlib.nullcontext, metrics={},
-        forward=forward, optimizer=optimizer, train_loader=SimpleNamespace(accumulate=4), net=net,
+        params=SimpleNamespace(seed=0, grad_clip=None),
+        world=World(0, 2),
+        autocast=contextlib.nullcontext,
+        metrics={},
+        forward=forward,
+        optimizer=optimizer,
+        train_loader=SimpleNamespace(accumulate=4),
+        net=net,
         loss_fn=lambda logits, labels: torch.nn.functional.cross_entropy(logits, labels, reduction="none"),
-    )  # fmt: skip
+    )
     state = SimpleNamespace(scaler=None, step=0, ema=None)
     for steps in (1, 2, 3):
         train_step(given, state, [batch] * 4, 8)  # type: ignore[arg-type]
@@ -234,8 +245,18 @@ def hosts() -> Iterator[list[str]]:
 def on_two_hosts(hosts: list[str], data: Path, folder: Path) -> list[subprocess.Popen]:
     started = []
     for number, name in enumerate(hosts):
-        rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "10.77.0.1:29400", "--rdzv_id", "kit",
-                      "--rdzv_conf", f"is_host={int(number == 0)}", "--local_addr", f"10.77.0.{number + 1}"]  # fmt: skip
+        rendezvous = [
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            "10.77.0.1:29400",
+            "--rdzv_id",
+            "kit",
+            "--rdzv_conf",
+            f"is_host={int(number == 0)}",
+            "--local_addr",
+            f"10.77.0.{number + 1}",
+        ]
         words = [*LAUNCHER, "--nnodes", "2", "--node_rank", str(number), "--nproc_per_node", "1", *rendezvous]
         words += [str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": name[3:]}
@@ -258,4 +279,5 @@ def test_two_machines_train_as_two_processes_of_one_and_end_together(hosts, data
     for process in on_two_hosts(hosts, data, folder):
         printed, _ = process.communicate(timeout=150)
         assert process.returncode == 0, printed[-3000:]
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)

@@ -141,7 +141,8 @@ def test_no_payload_runs_wherever_weights_or_states_are_read(tmp_path):
         forged = manifest | {"last": entry, "best": entry, "epochs": [entry], "done": False}
         (done / "checkpoints/manifest.json").write_text(to_json(sealed(forged)))
         code, printed = call("train", "--data_dir", data, "--model_dir", done)
-        assert code == 3 and "no state of this kit" in printed, f"{name}: {code} {printed}"
+        assert code == 3, f"{name}: {code} {printed}"
+        assert "no state of this kit" in printed, f"{name}: {code} {printed}"
         assert not marker.exists(), f"{name} ran as a checkpoint"
         state.write_bytes(kept[0])
         (done / "checkpoints/manifest.json").write_bytes(kept[1])
@@ -213,7 +214,9 @@ def test_an_archive_that_cannot_be_read_is_one_line(tmp_path):
         content[at] = content[content.index(b"PK\x01\x02") + at + 2] = value
         archive.write_bytes(content)
         code, printed = call("build_dataset", "--source", archive, "--data_dir", tmp_path / "data")
-        assert code == 2 and "cannot be unpacked" in printed and len(printed.strip().splitlines()) == 1, printed
+        assert code == 2, printed
+        assert "cannot be unpacked" in printed, printed
+        assert len(printed.strip().splitlines()) == 1, printed
         assert not (tmp_path / "data").exists()
 
 
@@ -221,7 +224,8 @@ def look(tmp_path: Path, archive: Path) -> None:
     """Build from the archive: refused, and nothing but the target is written; links to elsewhere are not followed."""
     before = tree(tmp_path)
     code, printed = call("build_dataset", "--source", archive, "--data_dir", archive.parent / "data")
-    assert code in (2, 5) and len(printed.strip().splitlines()) <= 3, printed
+    assert code in (2, 5), printed
+    assert len(printed.strip().splitlines()) <= 3, printed
     after = {path: data for path, data in tree(tmp_path).items() if not path.startswith("work/data/")}
     assert after == before
     assert b"root:" not in b"".join(tree(archive.parent).values())
@@ -236,7 +240,8 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(tmp_path):
                     entry.write(bytes(1 << 20))
     assert archive.stat().st_size < 1 << 20
     code, printed = call("build_dataset", "--source", archive, "--data_dir", tmp_path / "data")
-    assert code == 2 and "bomb" in printed.lower(), printed
+    assert code == 2, printed
+    assert "bomb" in printed.lower(), printed
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 300 << 20
 
 
@@ -260,7 +265,9 @@ def test_hostile_params_are_one_line(tmp_path, name):
     folder = experiment(tmp_path / "e")
     (folder / "params.json").write_text(HOSTILE_JSON[name])
     code, printed = call("train", "--data_dir", make_dataset(tmp_path / "d", ("train",)), "--model_dir", folder)
-    assert code == 2 and len(printed.strip().splitlines()) == 1 and len(printed) < 2000, printed[:500]
+    assert code == 2, printed[:500]
+    assert len(printed.strip().splitlines()) == 1, printed[:500]
+    assert len(printed) < 2000, printed[:500]
     assert sorted(path.name for path in folder.iterdir()) == ["params.json"]
 
 
@@ -271,7 +278,9 @@ def test_a_hostile_manifest_is_damage(tmp_path, text):
     (folder / "checkpoints/manifest.json").write_text(text)
     before = tree(folder)
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 3 and "not touched" in printed and len(printed.strip().splitlines()) == 1, printed
+    assert code == 3, printed
+    assert "not touched" in printed, printed
+    assert len(printed.strip().splitlines()) == 1, printed
     assert tree(folder) == before
 
 

@@ -30,8 +30,19 @@ def state(step: int, value: float) -> dict:
 
 
 def rows(step: int) -> list[dict]:
-    return [{"epoch": n, "step": n, "learning_rate": 0.1, "train_loss": 1.0, "val_loss": 0.5, "val_accuracy": 0.1 * n,
-             "seconds": 1.0, "images_per_second": 1.0} for n in range(1, step + 1)]  # fmt: skip
+    return [
+        {
+            "epoch": n,
+            "step": n,
+            "learning_rate": 0.1,
+            "train_loss": 1.0,
+            "val_loss": 0.5,
+            "val_accuracy": 0.1 * n,
+            "seconds": 1.0,
+            "images_per_second": 1.0,
+        }
+        for n in range(1, step + 1)
+    ]
 
 
 def save(folder: Path, step: int, value: float | None = None) -> None:
@@ -58,14 +69,17 @@ def fresh(tmp_path: Path, name: object) -> Path:
 def check(folder: Path, fault: object) -> int:
     """The folder holds the state before the save or after it, and saving again works. Returns the step it holds."""
     held, remark = Checkpoints(folder).restore()
-    assert held["step"] in (2, 3) and not remark, fault
-    assert held["history"] == rows(held["step"]) and held["net"]["w"][0, 0] in (held["step"], 2.5)
+    assert held["step"] in (2, 3), fault
+    assert not remark, fault
+    assert held["history"] == rows(held["step"])
+    assert held["net"]["w"][0, 0] in (held["step"], 2.5)
     assert Checkpoints(folder).read(read_manifest(folder / "checkpoints")["best"])["step"] in (2, 3)
     assert float(read_weights(folder / "weights/best.safetensors")[0]["w"][0, 0]) in (1.0, 2.0, 2.5, 3.0)
     Checkpoints(folder).clean()
     save(folder, 3)
     held, remark = Checkpoints(folder).restore()
-    assert held["step"] == 3 and not remark
+    assert held["step"] == 3
+    assert not remark
     left = [path.name for path in (folder / "checkpoints").iterdir() if path.suffix == ".pt" and not path.is_symlink()]
     assert len(left) <= 3, left
     return held["step"]
@@ -106,9 +120,11 @@ def test_an_error_at_every_file_system_call_of_a_save_loses_nothing(tmp_path, fa
                 error = caught
         if error is not None:
             said += 1
-            assert error.errno == fault and str(folder) in str(error.filename)
+            assert error.errno == fault
+            assert str(folder) in str(error.filename)
             if fault in (errno.ENOSPC, errno.EDQUOT) and not str(error.filename).endswith(("weights", ".pt")):
-                assert "bytes needed" in str(error) and "free" in str(error)
+                assert "bytes needed" in str(error)
+                assert "free" in str(error)
         check(folder, f"call {at}: {os.strerror(fault)}")
         if len(made) < at:
             break
@@ -133,7 +149,9 @@ def test_the_calls_of_a_save_are_in_the_order_that_survives_power_loss(tmp_path,
     save(fresh(tmp_path, "a"), 3)
     last = max(n for n, what in enumerate(made) if what.startswith("replace epoch_"))
     manifest = max(n for n, what in enumerate(made) if what == "replace manifest.json")
-    assert made[last - 1] == "fsync .tmp" and made[last + 1] == "fsync folder" and last + 1 < manifest
+    assert made[last - 1] == "fsync .tmp"
+    assert made[last + 1] == "fsync folder"
+    assert last + 1 < manifest
     assert all(n > manifest for n, what in enumerate(made) if what == "replace best.safetensors" and n > last)
 
 
@@ -150,7 +168,9 @@ def test_a_full_disk_for_real(tmp_path, data):
     command = [sys.executable, "-c", limited, ROOT, "--data_dir", data, "--model_dir", folder, "--extend=1"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 5, done.stderr
-    assert "checkpoints" in done.stderr and "File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "checkpoints" in done.stderr
+    assert "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert json.loads((folder / "record/status.json").read_text())["state"] == "failed"
     assert not list((folder / "checkpoints").glob(".tmp-*"))
     assert call("train", "--data_dir", data, "--model_dir", folder, "--extend=1")[0] == 0
@@ -184,7 +204,8 @@ def stress(*flags: object) -> dict:
 
 def test_killed_at_random_instants_it_comes_to_the_same_bytes():
     found = stress("--kills", 20, "--seed", 1)
-    assert found["sent"] >= 20 and found["identical"] == found["finished"] >= 3
+    assert found["sent"] >= 20
+    assert found["identical"] == found["finished"] >= 3
 
 
 def test_a_signal_after_the_last_epoch_does_not_break_the_end_off(data, tmp_path):
@@ -203,7 +224,8 @@ def test_a_signal_after_the_last_epoch_does_not_break_the_end_off(data, tmp_path
 
 def test_a_signal_saves_and_leaves_nobody_behind():
     found = stress("--kills", 12, "--signal", "TERM,INT,HUP,USR1", "--seed", 2)
-    assert found["orphans"] == 0 and found["slowest_exit"] < 10
+    assert found["orphans"] == 0
+    assert found["slowest_exit"] < 10
     for number in (15, 2, 1, 10):  # ended by it, or, before anything was there to save, by the signal itself
         assert found["codes"].get(str(128 + number), 0) + found["codes"].get(str(-number), 0) == 3, found["codes"]
 
@@ -231,6 +253,16 @@ def trained(data, tmp_path_factory):
     return folder
 
 
+def read_all(path: Path, folder: Path) -> None:
+    """Read a weights file, or whatever checkpoints a manifest names."""
+    if path.suffix == ".safetensors":
+        read_weights(path)
+        return
+    manifest = read_manifest(folder / "checkpoints")
+    for entry in (manifest["last"], manifest["best"], *manifest["epochs"]):
+        Checkpoints(folder).read(entry)
+
+
 def flip_and_look(folder: Path, num: int) -> None:
     rng = random.Random(num)
     checkpoints = folder / "checkpoints"
@@ -239,12 +271,7 @@ def flip_and_look(folder: Path, num: int) -> None:
     for _ in range(num):
         path = rng.choice(files)
         with faults.flipped_bit(path, rng) as bit, pytest.raises(UserError) as caught:
-            if path.suffix == ".safetensors":
-                read_weights(path)
-            else:
-                manifest = read_manifest(checkpoints)
-                for entry in (manifest["last"], manifest["best"], *manifest["epochs"]):
-                    Checkpoints(folder).read(entry)
+            read_all(path, folder)
         assert caught.value.code in (2, 3), (path, bit)
 
 
@@ -266,12 +293,16 @@ def test_the_generation_before_is_used_and_said(tmp_path, data):
     command = [sys.executable, "-c", stop, ROOT, "--data_dir", data, "--model_dir", folder]
     assert subprocess.run([str(word) for word in command], capture_output=True).returncode == 9
     manifest = read_manifest(folder / "checkpoints")
-    assert manifest["last"]["epoch"] == 3 and manifest["previous"]["epoch"] == 2
+    assert manifest["last"]["epoch"] == 3
+    assert manifest["previous"]["epoch"] == 2
     path = folder / "checkpoints" / manifest["last"]["file"]
     path.write_bytes(path.read_bytes()[:-100])
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 0 and "is damaged" in printed and "going on from the state before it" in printed
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
+    assert code == 0
+    assert "is damaged" in printed
+    assert "going on from the state before it" in printed
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +318,8 @@ def test_derived_files_come_back_from_the_checkpoint(trained, tmp_path, data, na
         assert code == 0, printed
         assert (folder / name).read_bytes() == whole
     (folder / name).unlink()
-    assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0 and (folder / name).read_bytes() == whole
+    assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
+    assert (folder / name).read_bytes() == whole
 
 
 def test_of_a_damaged_best_state_the_exported_weights_are_left(data, tmp_path):
@@ -296,11 +328,14 @@ def test_of_a_damaged_best_state_the_exported_weights_are_left(data, tmp_path):
     folder = experiment(tmp_path / "e", **values)
     assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
     manifest, kept = read_manifest(folder / "checkpoints"), weights(folder)
-    assert manifest["best"]["epoch"] == 1 and manifest["last"]["epoch"] == 3
+    assert manifest["best"]["epoch"] == 1
+    assert manifest["last"]["epoch"] == 3
     path = folder / "checkpoints" / manifest["best"]["file"]
     path.write_bytes(path.read_bytes()[:-9])
     code, printed = call("train", "--data_dir", data, "--model_dir", folder, "--extend=1")
-    assert code == 0 and "is damaged" in printed and "best.safetensors is whole and stays" in printed, printed
+    assert code == 0, printed
+    assert "is damaged" in printed, printed
+    assert "best.safetensors is whole and stays" in printed, printed
     assert weights(folder) == kept
     (folder / "weights/best.safetensors").write_bytes(kept[:-9])
     code, printed = call("train", "--data_dir", data, "--model_dir", folder, "--extend=2")
@@ -325,7 +360,8 @@ def test_best_weights_outlive_a_run_that_blows_up(tmp_path, data):
     values = {"num_epochs": 3, "lr_schedule": [[1, 0.01], [3, 1e30]], "save_summary_steps": 1}
     folder = experiment(tmp_path / "e", **values)
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 6 and "epoch 2" in printed
+    assert code == 6
+    assert "epoch 2" in printed
     state, _ = Checkpoints(folder).restore()
     assert all(value.isfinite().all() for value in state["net"].values() if value.is_floating_point())
     assert call("evaluate", "--data_dir", data, "--model_dir", folder)[0] == 0
@@ -341,13 +377,15 @@ def test_verify_trains_the_frozen_code_again(tmp_path, data):
     assert call("train", "--data_dir", data, "--model_dir", folder, "--extend=1")[0] == 0
     before = tree(folder)
     done = shell("train", "--model_dir", folder, "--verify")
-    assert done.returncode == 0 and "byte-identical" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "byte-identical" in done.stdout, done.stdout + done.stderr
     assert tree(folder) == before
     rows = json.loads((folder / "history.json").read_text())
     rows[1]["val_loss"] += 1e-9
     (folder / "history.json").write_text(json.dumps(rows))
     done = shell("train", "--model_dir", folder, "--verify")
-    assert done.returncode == 3 and "history from epoch 2 on (val_loss" in done.stderr
+    assert done.returncode == 3
+    assert "history from epoch 2 on (val_loss" in done.stderr
 
 
 def test_a_state_that_is_not_finite_is_not_kept(tmp_path, data):
@@ -361,5 +399,6 @@ def test_a_state_that_is_not_finite_is_not_kept(tmp_path, data):
         "        return self.fc(x.mean((2, 3)))\n"
     )
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 6 and "memory" in printed, printed
+    assert code == 6, printed
+    assert "memory" in printed, printed
     assert not (folder / "checkpoints/manifest.json").exists()

@@ -78,9 +78,16 @@ def make_parent(parent: Path, number: int = 12, epochs: int = 5) -> Path:
     for i in range(number):
         rate, state = 10 ** draw.uniform(-4, 0), "pruned" if i == 4 else "done"
         for seed in (0, 1):
-            make_run(parent / f"run_{i}__seed_{seed}", 0.5 + i / (2.5 * number) + seed / 100, state, 2 if i == 4 else epochs,
-                     "asha: not among the best" if i == 4 else "", learning_rate=rate, arch=["lenet", "resnet9"][i % 2],
-                     seed=seed)  # fmt: skip
+            make_run(
+                parent / f"run_{i}__seed_{seed}",
+                0.5 + i / (2.5 * number) + seed / 100,
+                state,
+                2 if i == 4 else epochs,
+                "asha: not among the best" if i == 4 else "",
+                learning_rate=rate,
+                arch=["lenet", "resnet9"][i % 2],
+                seed=seed,
+            )
     (parent / "new").mkdir()
     (parent / "new/params.json").write_text("{}")
     (make_run(parent / "bad", 0.9) / "history.json").write_text("{")
@@ -95,19 +102,28 @@ def test_a_trained_and_evaluated_experiment(tmp_path):
     assert call("evaluate", "--model_dir", folder)[0] == 0
     assert call("plot_results", "--parent_dir", tmp_path / "search")[0] == 0
     targets = check_links(folder / REPORT)
-    assert {f"../{PLOTLY}", f"../{REPORT}", "batch_train.png", "train_history.png", "evaluation/confusion_matrix.png",
-            "evaluation/top_losses.png", "history.csv"} <= set(targets)  # fmt: skip
+    assert {
+        f"../{PLOTLY}",
+        f"../{REPORT}",
+        "batch_train.png",
+        "train_history.png",
+        "evaluation/confusion_matrix.png",
+        "evaluation/top_losses.png",
+        "history.csv",
+    } <= set(targets)
     said = " ".join(Page(folder / REPORT).text)
     for word in ("1 look at the test set", "learning_rate", "0.03", "0.05", "best epoch", "validation, best weights"):
         assert word in said, word
-    assert not (folder / PLOTLY).exists() and (tmp_path / "search" / PLOTLY).stat().st_size > 1e6
+    assert not (folder / PLOTLY).exists()
+    assert (tmp_path / "search" / PLOTLY).stat().st_size > 1e6
     assert "first/report.html" in check_links(tmp_path / "search" / REPORT)
 
 
 def test_a_folder_of_its_own_has_its_own_script(tmp_path):
     folder = make_run(tmp_path / "alone", 0.9)
     assert write_page(folder) == folder / REPORT
-    assert PLOTLY in check_links(folder / REPORT) and "rel" not in Page(folder / REPORT).tags
+    assert PLOTLY in check_links(folder / REPORT)
+    assert "rel" not in Page(folder / REPORT).tags
 
 
 def test_names_and_values_are_text(tmp_path):
@@ -119,14 +135,17 @@ def test_names_and_values_are_text(tmp_path):
     write_page(parent)
     for path in (parent / REPORT, parent / NASTY / REPORT):
         page = Page(path)
-        assert page.tags.count("script") == 3 and page.tags.count("img") == 0
-        assert ESCAPE in " ".join(page.text) and NASTY in " ".join(page.text)
+        assert page.tags.count("script") == 3
+        assert page.tags.count("img") == 0
+        assert ESCAPE in " ".join(page.text)
+        assert NASTY in " ".join(page.text)
         check_links(path)
 
 
 def test_json_for_a_script():
     value = {"a": "</script>\u2028", "b": [float("nan"), float("inf"), 1.5]}
-    assert "<" not in embedded(value) and json.loads(embedded(value)) == {
+    assert "<" not in embedded(value)
+    assert json.loads(embedded(value)) == {
         "a": "</script>\u2028",
         "b": [None, None, 1.5],
     }
@@ -147,13 +166,26 @@ def test_what_is_damaged_is_said(tmp_path):
     (folder / "history.json").write_text("{")
     (folder / "metrics_val_last_weights.json").write_text("[1]")
     page = " ".join(Page(write_page(folder)).text)
-    assert "history.json" in page and "metrics_val_last_weights.json is damaged" in page and "malformed" in page
+    assert "history.json" in page
+    assert "metrics_val_last_weights.json is damaged" in page
+    assert "malformed" in page
 
 
 def test_states_are_counted_and_the_rest_is_named(tmp_path):
     text = " ".join(Page(write_page(make_parent(tmp_path / "p"), verdict="No winner: within noise.")).text)
-    for words in ("22 done", "2 pruned", "1 created", "1 malformed", "No winner: within noise.", "not trained yet",
-                  "0.0001 to 1 (logarithmic)", "Best mean: arch resnet9", "(2 seeds)", "Best run:", "run_11__seed_1"):  # fmt: skip
+    for words in (
+        "22 done",
+        "2 pruned",
+        "1 created",
+        "1 malformed",
+        "No winner: within noise.",
+        "not trained yet",
+        "0.0001 to 1 (logarithmic)",
+        "Best mean: arch resnet9",
+        "(2 seeds)",
+        "Best run:",
+        "run_11__seed_1",
+    ):
         assert words in text, words
 
 
@@ -193,7 +225,8 @@ def test_many_long_curves_are_thinned_out(tmp_path, monkeypatch):
     page = write_page(make_parent(tmp_path / "p", 8, epochs=400))
     data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
     first = data["runs"][0]
-    assert len(data["runs"]) == 16 and (first["epochs"][0], first["epochs"][-1]) == (1, 400)
+    assert len(data["runs"]) == 16
+    assert (first["epochs"][0], first["epochs"][-1]) == (1, 400)
     assert len(first["epochs"]) * 4 * 16 < 5_500
     assert all(len(line) == len(first["epochs"]) for line in first["series"].values())
 
@@ -210,8 +243,15 @@ def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: ./setup.sh --dev")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000", "--no-first-run",
-                 "--enable-unsafe-swiftshader", "--host-resolver-rules=MAP * ~NOTFOUND"):  # fmt: skip
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,1000",
+        "--no-first-run",
+        "--enable-unsafe-swiftshader",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -240,10 +280,13 @@ class Tab:
 
     def column(self, name: str) -> list[str]:
         """The visible cells of a column, from top to bottom."""
-        return self.run("""
+        return self.run(
+            """
             const names = [...document.querySelectorAll("#runs thead th")].map((cell) => cell.textContent);
             const rows = [...document.querySelectorAll("#runs tbody tr")].filter((row) => row.offsetParent);
-            return rows.map((row) => row.cells[names.indexOf(arguments[0])].textContent);""", name)  # fmt: skip
+            return rows.map((row) => row.cells[names.indexOf(arguments[0])].textContent);""",
+            name,
+        )
 
     def type(self, text: str):
         box = self.find("#filter")
@@ -252,8 +295,11 @@ class Tab:
         time.sleep(0.3)
 
     def click_header(self, name: str):
-        self.run("""[...document.querySelectorAll("#runs th button")].find((b) => b.textContent === arguments[0]).id = "it";
-                 """, name)  # fmt: skip
+        self.run(
+            """[...document.querySelectorAll("#runs th button")].find((b) => b.textContent === arguments[0]).id = "it";
+                 """,
+            name,
+        )
         self.find("#it").click()
         self.run("document.getElementById('it').removeAttribute('id')")
 
@@ -278,33 +324,39 @@ def test_sorting(tab):
     up = list(map(float, tab.column("learning_rate")))
     tab.click_header("learning_rate")
     down = list(map(float, tab.column("learning_rate")))
-    assert len(up) == 24 and up == sorted(up) and down == up[::-1] and up[0] < up[-1]
+    assert len(up) == 24
+    assert up == sorted(up)
+    assert down == up[::-1]
+    assert up[0] < up[-1]
     tab.click_header("val_accuracy")  # a metric: the best first
     values = list(map(float, tab.column("val_accuracy")))
     assert values == sorted(values, reverse=True)
     tab.click_header("folder")
-    assert (
-        tab.column("folder")[:3] == ["run_0__seed_0", "run_0__seed_1", "run_1__seed_0"]
-        and tab.column("folder")[-1] == "run_11__seed_1"
-    )
+    assert tab.column("folder")[:3] == ["run_0__seed_0", "run_0__seed_1", "run_1__seed_0"]
+    assert tab.column("folder")[-1] == "run_11__seed_1"
     assert not tab.errors()
 
 
 def test_filtering(tab):
     tab.type("accuracy>0.8")
-    assert tab.column("val_accuracy") and all(float(value) > 0.8 for value in tab.column("val_accuracy"))
+    assert tab.column("val_accuracy")
+    assert all(float(value) > 0.8 for value in tab.column("val_accuracy"))
     shown = len(tab.column("folder"))
-    assert tab.find("#count").text == f"{shown} of 24 runs" and 0 < shown < 24
+    assert tab.find("#count").text == f"{shown} of 24 runs"
+    assert 0 < shown < 24
     lines = tab.run("return document.getElementById('curves').data.map((trace) => trace.meta).flat()")
     assert len(lines) == shown, "the curves follow the table"
     tab.type("arch = lenet learning_rate<0.1 seed_1")
-    assert set(tab.column("arch")) == {"lenet"} and all(name.endswith("seed_1") for name in tab.column("folder"))
+    assert set(tab.column("arch")) == {"lenet"}
+    assert all(name.endswith("seed_1") for name in tab.column("folder"))
     tab.type("status!=done")
     assert tab.column("folder") == ["run_4__seed_1", "run_4__seed_0"]
     tab.type("acuracy>1")
-    assert "no column acuracy" in tab.find("#count").text and "val_accuracy" in tab.find("#count").text
+    assert "no column acuracy" in tab.find("#count").text
+    assert "val_accuracy" in tab.find("#count").text
     tab.type("")
-    assert len(tab.column("folder")) == 24 and not tab.errors()
+    assert len(tab.column("folder")) == 24
+    assert not tab.errors()
 
 
 def test_hovering_over_a_curve_names_the_run(tab, browser):
@@ -322,7 +374,8 @@ def test_hovering_over_a_curve_names_the_run(tab, browser):
         target, int(place[0] - place[2] / 2) - 3, int(place[1] - place[3] / 2)
     ).move_by_offset(3, 0).perform()
     label = tab.until("return document.querySelector('#curves .hoverlayer .hovertext')?.textContent")
-    assert "run_11__seed_1" in label and "epoch 4" in label
+    assert "run_11__seed_1" in label
+    assert "epoch 4" in label
     assert tab.run("return [...document.querySelectorAll('tr.hovered .run')].map((c) => c.textContent)") == [
         "run_11__seed_1"
     ]
@@ -332,7 +385,8 @@ def test_a_click_on_a_row_highlights_its_curve(tab):
     tab.find("#mean").click()
     tab.find('tr[data-i="3"] td:last-child').click()
     widths = tab.run("return document.getElementById('curves').data.map((t) => [t.meta[0], t.line.width, t.opacity])")
-    assert {tuple(w[1:]) for w in widths if w[0] == 3} == {(4, 1)} and max(w[1] for w in widths if w[0] != 3) < 4
+    assert {tuple(w[1:]) for w in widths if w[0] == 3} == {(4, 1)}
+    assert max(w[1] for w in widths if w[0] != 3) < 4
     assert max(w[2] for w in widths if w[0] != 3) < 0.5
     tab.find("#none").click()
     assert tab.run("return Math.max(...document.getElementById('curves').data.map((t) => t.line.width))") < 4
@@ -341,7 +395,8 @@ def test_a_click_on_a_row_highlights_its_curve(tab):
 def test_seeds_are_drawn_as_their_mean(tab):
     script = "return document.getElementById('curves').data.map((t) => ({name: t.name, of: t.meta, y: t.y}))"
     means = tab.run(script)
-    assert len(means) == 12 and all(line["name"].endswith(": mean of 2") and len(line["of"]) == 2 for line in means)
+    assert len(means) == 12
+    assert all(line["name"].endswith(": mean of 2") and len(line["of"]) == 2 for line in means)
     tab.find("#mean").click()
     single = {line["of"][0]: line["y"] for line in tab.run(script)}
     assert len(single) == 24
@@ -357,7 +412,9 @@ def test_what_differs_between_two_runs(tab):
         tab.find(f'tr[data-i="{i}"] input').click()
     said = tab.find("#difference").text
     names = tab.run("return [3, 5].map((i) => document.querySelector(`tr[data-i='${i}'] .run`).textContent)")
-    assert all(name in said for name in names) and "learning_rate" in said and "val_accuracy" in said
+    assert all(name in said for name in names)
+    assert "learning_rate" in said
+    assert "val_accuracy" in said
     assert not tab.find('tr[data-i="0"] input').is_selected()
     assert re.search(r"\d parameters? differs?\.", said)
 
@@ -375,7 +432,8 @@ def test_brushing_an_axis_filters_curves_and_table(tab, browser):
     ).release().perform()
     tab.until("return document.getElementById('count').textContent.includes(' of ')")
     values = list(map(float, tab.column("val_accuracy")))
-    assert 0 < len(values) < 24 and min(values) > 0.7
+    assert 0 < len(values) < 24
+    assert min(values) > 0.7
 
 
 def test_nothing_is_fetched_and_nothing_is_executed(browser, tmp_path):
@@ -388,7 +446,8 @@ def test_nothing_is_fetched_and_nothing_is_executed(browser, tmp_path):
         tab = Tab(browser, path)
         addresses = tab.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert all(address.startswith("file://") for address in addresses), addresses
-        assert not tab.run("return window.hacked") and not tab.errors()
+        assert not tab.run("return window.hacked")
+        assert not tab.errors()
         assert tab.run("return typeof Plotly") == "object"
     assert tab.find("h1").text == NASTY
     assert tab.run("return document.querySelectorAll('.few .main-svg').length") >= 3
@@ -403,7 +462,8 @@ def test_dark_and_on_a_phone(browser, parent):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         dark = tab.run("return getComputedStyle(document.body).backgroundColor")
-        assert light == "rgb(255, 255, 255)" and sum(map(int, re.findall(r"\d+", dark))) < 120
+        assert light == "rgb(255, 255, 255)"
+        assert sum(map(int, re.findall(r"\d+", dark))) < 120
         ink = tab.until("return document.querySelector('#curves .xtick text')?.style.fill")
         assert sum(map(int, re.findall(r"\d+", ink))) > 500, "the figures follow"
         assert tab.run("return document.documentElement.scrollWidth") <= 390
@@ -419,4 +479,5 @@ def test_three_hundred_runs_in_a_browser(browser, tmp_path):
     tab = Tab(browser, page)
     assert tab.run("return document.getElementById('curves').data.length") == 150  # settings
     tab.type("accuracy>0.88")
-    assert 0 < len(tab.column("folder")) < 300 and not tab.errors()
+    assert 0 < len(tab.column("folder")) < 300
+    assert not tab.errors()

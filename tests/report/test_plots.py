@@ -50,22 +50,33 @@ def random_search(parent: Path, number: int, noise: float = 0.01, effect: float 
         signal = math.exp(-((math.log10(rate) + 2) ** 2)) * (1.0 if arch == "lenet" else 0.9)
         accuracy = min(0.99, max(0.1, 0.5 + 0.4 * effect * (signal - 0.5) + draw.gauss(0, noise)))
         pruned = i % 5 == 4
-        make_run(parent / f"run_{i}", accuracy, "pruned" if pruned else "done", 2 if pruned else 5,
-                 learning_rate=rate, ps=ps, arch=arch)  # fmt: skip
+        make_run(
+            parent / f"run_{i}",
+            accuracy,
+            "pruned" if pruned else "done",
+            2 if pruned else 5,
+            learning_rate=rate,
+            ps=ps,
+            arch=arch,
+        )
     return parent
 
 
 def test_replicates_are_one_setting_and_the_best_mean_comes_first(tmp_path):
     found = plots.compare(rows_of(grid(tmp_path)))
     assert [group[0].params["learning_rate"] for group in found.groups] == [0.1, 1.0, 0.01]
-    assert found.keys == ["learning_rate"] and found.metric == "accuracy" and not found.minimize
+    assert found.keys == ["learning_rate"]
+    assert found.metric == "accuracy"
+    assert not found.minimize
     assert found.rows[0].params["learning_rate"] == 1.0  # the best single run is another one
     assert found.label(found.groups[0]) == "learning_rate 0.1 (3 seeds)"
 
 
 def test_sorting_by_loss_is_the_other_way_round(tmp_path):
     found = plots.compare(rows_of(grid(tmp_path)), "loss")
-    assert found.metric == "loss" and found.minimize and found.groups[0][0].params["learning_rate"] == 0.1
+    assert found.metric == "loss"
+    assert found.minimize
+    assert found.groups[0][0].params["learning_rate"] == 0.1
     with pytest.raises(UserError, match="accuracy"):
         plots.compare(rows_of(tmp_path), "acuracy")
 
@@ -74,7 +85,9 @@ def test_folds_are_replicates_too(tmp_path):
     for part in (1, 2):
         make_run(tmp_path / f"fold_{part}", 0.8 + part / 100, fold=[part, 2])
     found = plots.compare(rows_of(tmp_path))
-    assert len(found.groups) == 1 and found.keys == [] and found.label(found.groups[0]) == "2 folds"
+    assert len(found.groups) == 1
+    assert found.keys == []
+    assert found.label(found.groups[0]) == "2 folds"
 
 
 def test_the_band_covers_the_epochs_that_all_have(tmp_path):
@@ -84,7 +97,8 @@ def test_the_band_covers_the_epochs_that_all_have(tmp_path):
     epochs, mean, least, greatest = plots.mean_curve(rows, "val_accuracy")
     first, second = (make_history(e, b)[1]["val_accuracy"] for e, b in ((5, 0.9), (3, 0.7)))
     assert epochs == [1, 2, 3]
-    assert mean[1] == pytest.approx((first + second) / 2) and (least[1], greatest[1]) == (
+    assert mean[1] == pytest.approx((first + second) / 2)
+    assert (least[1], greatest[1]) == (
         min(first, second),
         max(first, second),
     )
@@ -102,9 +116,11 @@ def test_pictures_of_few_and_of_many(tmp_path, number):
     assert names == {1: names[:1], 3: names[:2]}.get(number, ["history_plots.png", "parameters.png", "importance.png"])
     for path in written:
         width, height = size_of(path)
-        assert 400 < width < 1700 and 150 < height < 1400
+        assert 400 < width < 1700
+        assert 150 < height < 1400
     first = {path: path.read_bytes() for path in written}
-    assert draw_all(tmp_path) == written and first == {path: path.read_bytes() for path in written}
+    assert draw_all(tmp_path) == written
+    assert first == {path: path.read_bytes() for path in written}
 
 
 def drawn(monkeypatch) -> list:
@@ -132,21 +148,25 @@ def test_what_the_curves_say(tmp_path, monkeypatch):
     plots.save_curves(tmp_path / "c.png", plots.compare(rows_of(tmp_path)))
     legend = figures[0].legends[0]
     lines = [text.get_text() for text in legend.get_texts()]
-    assert len(lines) == 12 and lines[10:] == ["30 more", "pruned (8)"]
+    assert len(lines) == 12
+    assert lines[10:] == ["30 more", "pruned (8)"]
     assert legend.get_title().get_text() == "40 runs of 40 settings, best first by validation accuracy"
     panel = figures[0].axes[2]
     assert panel.get_title("left") == "validation loss"
     coloured = [line for line in panel.lines if len(line.get_xdata()) > 1]
     ends = [line for line in panel.lines if line.get_marker() == "x"]
-    assert len(coloured) == 10 and len(panel.collections[0].get_segments()) == 30
-    assert len(ends) == 8 and {line.get_xdata()[0] for line in ends} == {2}, "a pruned run ends where it ended"
+    assert len(coloured) == 10
+    assert len(panel.collections[0].get_segments()) == 30
+    assert len(ends) == 8, "a pruned run ends where it ended"
+    assert {line.get_xdata()[0] for line in ends} == {2}, "a pruned run ends where it ended"
 
 
 def test_bands_over_seeds(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     plots.save_curves(tmp_path / "c.png", plots.compare(rows_of(grid(tmp_path))))
     title = figures[0].legends[0].get_title().get_text()
-    assert title.endswith("line: mean over seeds, band: least to greatest") and title.startswith("9 runs of 3 settings")
+    assert title.endswith("line: mean over seeds, band: least to greatest")
+    assert title.startswith("9 runs of 3 settings")
     assert sum(type(c).__name__ == "FillBetweenPolyCollection" for c in figures[0].axes[3].collections) == 3
 
 
@@ -156,7 +176,8 @@ def test_axes_of_the_parameters(tmp_path, monkeypatch):
     plots.save_parameters(tmp_path / "p.png", found, found.keys)
     panels = {panel.get_title("left"): panel for panel in figures[0].axes}
     assert set(panels) == {"learning_rate", "ps", "arch"}
-    assert panels["learning_rate"].get_xscale() == "log" and panels["ps"].get_xscale() == "linear"
+    assert panels["learning_rate"].get_xscale() == "log"
+    assert panels["ps"].get_xscale() == "linear"
     assert [text.get_text() for text in panels["arch"].get_xticklabels()] == ["lenet", "resnet9"]
     points = sum(len(c.get_offsets()) for c in panels["learning_rate"].collections)
     assert points == 60, "every run is a point"
@@ -176,7 +197,8 @@ def test_many_parameters_and_many_categories(tmp_path, monkeypatch):
     found = plots.compare(rows_of(tmp_path))
     plots.save_parameters(tmp_path / "p.png", found, found.keys)
     titles = [panel.get_title("left") for panel in figures[0].axes if panel.get_title("left")]
-    assert len(titles) == 12 and titles[0] == "arch (12 of 30 values)"
+    assert len(titles) == 12
+    assert titles[0] == "arch (12 of 30 values)"
     assert "12 of 16 parameters" in figures[0].get_suptitle()
 
 
@@ -198,20 +220,26 @@ def shares(parent: Path):
 
 def test_importance_finds_what_matters(tmp_path):
     values, ground = shares(random_search(tmp_path, 60))
-    assert list(values)[0] == "learning_rate" and values["learning_rate"] > 0.7
-    assert sum(values.values()) == pytest.approx(1) and "n = 48 finished runs of 48 settings" in ground  # 12 are pruned
+    assert list(values)[0] == "learning_rate"
+    assert values["learning_rate"] > 0.7
+    assert sum(values.values()) == pytest.approx(1)
+    assert "n = 48 finished runs of 48 settings" in ground
 
 
 def test_importance_refuses_noise(tmp_path):
     values, reason = shares(random_search(tmp_path, 60, noise=0.05, effect=0.0))
-    assert values == {} and "do not predict" in reason and "n = 48" in reason
+    assert values == {}
+    assert "do not predict" in reason
+    assert "n = 48" in reason
 
 
 def test_importance_refuses_few_one_parameter_and_no_difference(tmp_path):
     values, reason = shares(random_search(tmp_path / "few", 8))
-    assert values == {} and reason == "8 settings that are done are needed, there are 7"
+    assert values == {}
+    assert reason == "8 settings that are done are needed, there are 7"
     values, reason = shares(grid(tmp_path / "one"))
-    assert values == {} and "one parameter differs" in reason
+    assert values == {}
+    assert "one parameter differs" in reason
     for i in range(12):
         make_run(tmp_path / f"same/run_{i}", 0.5, learning_rate=float(i + 1), ps=i / 20)
     assert "the same value" in shares(tmp_path / "same")[1]
@@ -225,7 +253,8 @@ def test_replicates_are_no_evidence_of_their_own(tmp_path):
         for seed in range(3):
             make_run(tmp_path / f"run_{i}_{seed}", accuracy + seed / 1000, learning_rate=rate, ps=ps, seed=seed)
     values, reason = shares(tmp_path)
-    assert values == {} and "n = 90 finished runs of 30 settings" in reason
+    assert values == {}
+    assert "n = 90 finished runs of 30 settings" in reason
 
 
 def test_an_importance_that_no_longer_holds_is_taken_away(tmp_path):
@@ -242,7 +271,8 @@ def test_an_importance_that_no_longer_holds_is_taken_away(tmp_path):
 
 def test_plot_results_writes_pictures_and_pages(tmp_path):
     code, said = call("plot_results", "--parent_dir", grid(tmp_path))
-    assert code == 0 and "no importance.png: one parameter differs" in said
+    assert code == 0
+    assert "no importance.png: one parameter differs" in said
     names = ["history_plots.png", "parameters.png", "report.html"]
     assert [line for line in said.splitlines() if not line.startswith("no ")] == [
         str(tmp_path / name) for name in names
@@ -250,13 +280,17 @@ def test_plot_results_writes_pictures_and_pages(tmp_path):
     assert all((folder / "report.html").is_file() for folder in tmp_path.glob("learning_rate_*"))
     code, said = call("plot_results", "--parent_dir", tmp_path, "--json", "--sort", "loss")
     found = json.loads(said[said.index("{") :])
-    assert code == 0 and found["runs"] == 9 and found["figure"] == str(tmp_path / "history_plots.png")
+    assert code == 0
+    assert found["runs"] == 9
+    assert found["figure"] == str(tmp_path / "history_plots.png")
 
 
 def test_out_is_that_one_figure(tmp_path):
     grid(tmp_path / "runs")
     code, said = call("plot_results", "--parent_dir", tmp_path / "runs", "--out", tmp_path / "curves.png")
-    assert code == 0 and said.strip() == str(tmp_path / "curves.png") and size_of(tmp_path / "curves.png")
+    assert code == 0
+    assert said.strip() == str(tmp_path / "curves.png")
+    assert size_of(tmp_path / "curves.png")
     assert not list((tmp_path / "runs").rglob("report.html"))
 
 
@@ -264,22 +298,28 @@ def test_named_folders_and_a_single_one(tmp_path):
     grid(tmp_path)
     pair = [tmp_path / "learning_rate_1__seed_0", tmp_path / "learning_rate_0.1__seed_1"]
     code, _ = call("plot_results", *pair)
-    assert code == 0 and "2 done" in (tmp_path / "report.html").read_text()
+    assert code == 0
+    assert "2 done" in (tmp_path / "report.html").read_text()
     code, _ = call("plot_results", pair[0])
-    assert (
-        code == 0
-        and (pair[0] / "history_plots.png").exists()
-        and "<h1>learning_rate_1__seed_0" in (pair[0] / "report.html").read_text()
-    )
+    assert code == 0
+    assert (pair[0] / "history_plots.png").exists()
+    assert "<h1>learning_rate_1__seed_0" in (pair[0] / "report.html").read_text()
 
 
 def test_rubbish_is_answered(tmp_path):
     (tmp_path / "empty").mkdir()
     grid(tmp_path / "runs")
-    for arguments in ([], ["nowhere"], ["--parent_dir", tmp_path / "empty"], ["--parent_dir", tmp_path / "runs", "--sort", "x"],
-                      ["--parent_dir", tmp_path / "runs", "--seed=1"]):  # fmt: skip
+    for arguments in (
+        [],
+        ["nowhere"],
+        ["--parent_dir", tmp_path / "empty"],
+        ["--parent_dir", tmp_path / "runs", "--sort", "x"],
+        ["--parent_dir", tmp_path / "runs", "--seed=1"],
+    ):
         code, said = call("plot_results", *arguments)
-        assert code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+        assert code == 2, said
+        assert said.startswith("error: "), said
+        assert said.count("\n") == 1, said
 
 
 def test_no_torch_for_figures_and_pages(tmp_path):

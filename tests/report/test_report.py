@@ -55,10 +55,13 @@ def test_table_shows_what_differs_and_sorts_best_first(parent):
     assert columns[5:7] == ["val_loss", "val_accuracy"]
     assert columns[7:] == ["last_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
     assert [line["folder"] for line in cells] == ["lr_10", "lr_2", "deep/one|two", "here", "gone", "nan"]
-    assert cells[0]["test_accuracy"] == 0.85 and cells[0]["test_looks"] == 2 and cells[1]["test_looks"] == 0
+    assert cells[0]["test_accuracy"] == 0.85
+    assert cells[0]["test_looks"] == 2
+    assert cells[1]["test_looks"] == 0
     assert cells[0]["seconds"] == 4.5
     assert [line["status"] for line in cells[3:]] == ["running", "killed", "failed"]
-    assert problems["new"] == "not trained yet" and "the loss is nan in epoch 3" in problems["nan"]
+    assert problems["new"] == "not trained yet"
+    assert "the loss is nan in epoch 3" in problems["nan"]
     assert sorted(problems) == sorted([f"bad_{n}" for n in range(6)] + ["here", "gone", "nan", "new"])
     assert all(problems[f"bad_{n}"].startswith("malformed") for n in range(6))
 
@@ -100,14 +103,16 @@ def test_synthesize_writes_and_prints(parent, capsys):
     assert synthesize_results.main(["--parent_dir", str(parent)]) == 0
     printed = capsys.readouterr().out
     assert printed == (parent / "results.md").read_text()
-    assert "- `here`: running at epoch 3" in printed and "- `new`: not trained yet" in printed
+    assert "- `here`: running at epoch 3" in printed
+    assert "- `new`: not trained yet" in printed
     first = (parent / "results.csv").read_bytes()
     assert synthesize_results.main(["--parent_dir", str(parent), "--format", "csv"]) == 0
     assert capsys.readouterr().out.encode() == first == (parent / "results.csv").read_bytes()
     folders = [str(parent / "lr_2"), str(parent / "lr_10")]
     assert synthesize_results.main([*folders, "--sort", "loss", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert [row["folder"] for row in said["rows"]] == folders[::-1] and said["files"] == []
+    assert [row["folder"] for row in said["rows"]] == folders[::-1]
+    assert said["files"] == []
 
 
 def test_synthesize_refuses(parent, tmp_path):
@@ -141,7 +146,9 @@ def test_tables_need_no_torch_and_are_quick(tmp_path):
     begun = time.perf_counter()
     rows, problems = read_rows(find_folders(tmp_path), tmp_path)
     make_table(rows)
-    assert len(rows) == 200 and not problems and time.perf_counter() - begun < 3
+    assert len(rows) == 200
+    assert not problems
+    assert time.perf_counter() - begun < 3
     code = """
 import sys, evaluate, predict, synthesize_results, plot_results
 heavy = {"torch", "numpy", "matplotlib", "sklearn", "PIL"} & set(sys.modules)
@@ -157,14 +164,16 @@ sys.exit(str(heavy) if heavy else 0)
 def picture(path: Path) -> tuple[int, int]:
     """The size of a figure that is not blank."""
     with Image.open(path) as image:
-        assert "Software" not in image.info and len(image.convert("L").getcolors()) > 20
+        assert "Software" not in image.info
+        assert len(image.convert("L").getcolors()) > 20
         return image.size
 
 
 def test_plot_results(parent, capsys):
     assert plot_results.main(["--parent_dir", str(parent)]) == 0
     out = capsys.readouterr()
-    assert out.out.split()[0] == str(parent / "history_plots.png") and "bad_1: malformed" in out.err
+    assert out.out.split()[0] == str(parent / "history_plots.png")
+    assert "bad_1: malformed" in out.err
     assert picture(parent / "history_plots.png") > (800, 600)
 
 
@@ -188,7 +197,8 @@ def test_confusion_matrix(tmp_path, num_classes):
     names = [f"$class_{number} 猫 with a name that is much too long for a label" for number in range(num_classes)]
     figures.save_confusion_matrix(tmp_path / "m.png", matrix, names, "title")
     width, height = picture(tmp_path / "m.png")
-    assert 300 < width < 2200 and 300 < height < 2200
+    assert 300 < width < 2200
+    assert 300 < height < 2200
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -209,4 +219,5 @@ def test_batch_sheet(tmp_path, mixed):
 def test_pixels_are_denormalised():
     images = (torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1) - 0.5) / 0.25
     assert figures.to_pixels(images, [0.5] * 3, [0.25] * 3).tolist() == [[[[0, 128, 255]]]]
-    assert figures.shorten("a  b\nc", 10) == "a b c" and len(figures.shorten("x" * 50, 10)) == 10
+    assert figures.shorten("a  b\nc", 10) == "a b c"
+    assert len(figures.shorten("x" * 50, 10)) == 10

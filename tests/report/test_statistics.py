@@ -96,14 +96,22 @@ def test_shared_noise_is_seen():
 
 def test_what_cannot_be_judged_is_no_claim():
     one = judge([{"1": 0.9}, {"1": 0.8}])
-    assert one.p is None and not one.is_winner and one.best == 0
+    assert one.p is None
+    assert not one.is_winner
+    assert one.best == 0
     best_alone = judge([{"1": 0.99}, {"1": 0.8, "2": 0.81}, {"1": 0.7, "2": 0.71}])
-    assert best_alone.p is None and best_alone.best == 0 and not best_alone.is_winner
+    assert best_alone.p is None
+    assert best_alone.best == 0
+    assert not best_alone.is_winner
     other_alone = judge([{"1": 0.99, "2": 0.98, "3": 0.985}, {"1": 0.8, "2": 0.81, "3": 0.805}, {"1": 0.7}])
-    assert other_alone.is_winner and other_alone.unjudged == [2] and other_alone.p_holm[2] is None
+    assert other_alone.is_winner
+    assert other_alone.unjudged == [2]
+    assert other_alone.p_holm[2] is None
     assert judge([{"1": 0.9, "2": 0.9}]).p is None
     same = judge([{"1": 0.5, "2": 0.5}, {"1": 0.5, "2": 0.5}])
-    assert same.p == pytest.approx(1.0) and not same.is_winner and same.contenders == [1]
+    assert same.p == pytest.approx(1.0)
+    assert not same.is_winner
+    assert same.contenders == [1]
 
 
 def test_a_metric_in_steps_scatters_at_least_by_its_step():
@@ -116,5 +124,7 @@ def test_a_metric_in_steps_scatters_at_least_by_its_step():
 def test_names_no_winner_without_a_rival():
     groups = next(searches(1, [0, 0, 0, -30], seed=5))
     verdict = judge(groups)
-    assert not verdict.is_winner and 3 not in verdict.contenders and verdict.p_holm[3] < 1e-6
+    assert not verdict.is_winner
+    assert 3 not in verdict.contenders
+    assert verdict.p_holm[3] < 1e-6
     assert verdict.p_holm[verdict.best] is None

@@ -56,11 +56,15 @@ def as_json(*argv):
 
 def test_seeds_make_one_line_with_interval_and_verdict(search):
     said = as_json("--parent_dir", search)
-    assert [line["learning_rate"] for line in said["groups"]] == [0.1, 0.01, 0.001] and len(said["rows"]) == 15
+    assert [line["learning_rate"] for line in said["groups"]] == [0.1, 0.01, 0.001]
+    assert len(said["rows"]) == 15
     best = said["groups"][0]
-    assert best["n"] == 5 and best["val_accuracy"] == pytest.approx(0.9) and best["p"] is None
+    assert best["n"] == 5
+    assert best["val_accuracy"] == pytest.approx(0.9)
+    assert best["p"] is None
     assert best["interval"] == pytest.approx(2.7764451 * 0.00158113883 / 5**0.5)
-    assert best["folder"] == "learning_rate_0.1…" and said["groups"][1]["p"] < 1e-6
+    assert best["folder"] == "learning_rate_0.1…"
+    assert said["groups"][1]["p"] < 1e-6
     assert said["verdict"].startswith(
         "Best: learning_rate 0.1, mean accuracy 0.9000 ± 0.0020, n = 5; better than every"
     )
@@ -80,7 +84,8 @@ def test_within_noise_there_is_no_winner(search):
 
 def test_less_is_better_for_a_loss(search):
     said = as_json("--parent_dir", search, "--sort", "loss")
-    assert said["verdict"].startswith("Best: learning_rate 0.1, mean loss 0.1000") and "better than" in said["verdict"]
+    assert said["verdict"].startswith("Best: learning_rate 0.1, mean loss 0.1000")
+    assert "better than" in said["verdict"]
     assert [line["learning_rate"] for line in said["groups"]] == [0.1, 0.01, 0.001]
 
 
@@ -90,14 +95,16 @@ def test_folds_are_replicates_and_runs_alone_no_claim(tmp_path):
             name = f"lr_{rate}__fold_{fold}"
             make_folder(tmp_path / name, 0.5 + rate + fold / 10, learning_rate=rate, fold=[fold, 3])
     said = as_json("--parent_dir", tmp_path)
-    assert [line["n"] for line in said["groups"]] == [3, 3] and "paired by seed or fold" in said["verdict"]
+    assert [line["n"] for line in said["groups"]] == [3, 3]
+    assert "paired by seed or fold" in said["verdict"]
     assert said["verdict"].startswith("Best: learning_rate 0.2")  # each fold says so, though folds differ by more
     for rate, values in ((0.1, (0.5, 0.6, 0.4)), (0.2, (0.62, 0.5, 0.55))):  # folds that seem to share nothing
         for fold, value in enumerate(values, 1):
             make_folder(tmp_path / f"lr_{rate}__fold_{fold}", value, learning_rate=rate, fold=[fold, 3])
     assert "paired by seed or fold" in as_json("--parent_dir", tmp_path)["verdict"]
     single = as_json(tmp_path / "lr_0.1__fold_1", tmp_path / "lr_0.2__fold_1")
-    assert "one run each: no claim" in single["verdict"] and "groups" not in single
+    assert "one run each: no claim" in single["verdict"]
+    assert "groups" not in single
 
 
 def test_only_runs_that_are_done_count(search):
@@ -105,7 +112,8 @@ def test_only_runs_that_are_done_count(search):
     make_folder(search / "again", 0.1, learning_rate=0.1, seed=0)  # the same run a second time is no second sample
     said = as_json("--parent_dir", search)
     best = said["groups"][0]
-    assert best["n"] == 4 and best["status"] == "4 of 6 done"
+    assert best["n"] == 4
+    assert best["status"] == "4 of 6 done"
     assert "pruned by median" in said["not_done"]["learning_rate_0.1__seed_4"]
 
 
@@ -129,7 +137,9 @@ def test_only_runs_that_are_done_count(search):
 def test_where(search, conditions, num):
     argv = [word for condition in conditions for word in ("--where", condition)]
     said = as_json("--parent_dir", search, *argv)
-    assert len(said["rows"]) == num and said["files"] == [] and not (search / "results.md").exists()
+    assert len(said["rows"]) == num
+    assert said["files"] == []
+    assert not (search / "results.md").exists()
     assert num or "No run meets" in said["remark"]
 
 
@@ -138,7 +148,8 @@ def test_columns_top_and_csv(search):
     assert printed.splitlines() == ["seed,val_accuracy", "0,0.902", "3,0.901"]
     _, printed = synthesize("--parent_dir", search, "--columns", "learning_rate,accuracy,p", "--top", 1)
     assert printed.split("\n")[0].split() == ["|", "learning_rate", "|", "val_accuracy", "|", "p", "|"]
-    assert "... 2 more lines" in printed and "Each run" not in printed
+    assert "... 2 more lines" in printed
+    assert "Each run" not in printed
     _, printed = synthesize("--parent_dir", search, "--columns", "folder,seed", "--top", "0")
     assert len([line for line in printed.splitlines() if "seed_" in line]) == 15
 
@@ -162,19 +173,20 @@ def test_columns_top_and_csv(search):
 def test_mistakes_are_one_line(search, argv, said):
     folders = [search / "learning_rate_0.1__seed_0"] if argv == ["--diff"] else ["--parent_dir", search]
     code, printed = synthesize(*folders, *argv)
-    assert code == 2 and said in printed and len(printed.strip().splitlines()) == 1
+    assert code == 2
+    assert said in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_equal_epochs(tmp_path):
     for name, num, best in (("short", 3, 0.6), ("long", 10, 0.9), ("mid", 6, 0.7)):
         write(make_folder(tmp_path / name, best, learning_rate=num) / "history.json", make_history(num, best))
     said = as_json("--parent_dir", tmp_path, "--equal_epochs")
-    assert {line["epochs"] for line in said["rows"]} == {3} and "3 epochs" in said["remark"]
+    assert {line["epochs"] for line in said["rows"]} == {3}
+    assert "3 epochs" in said["remark"]
     third = {line["folder"]: line["val_accuracy"] for line in said["rows"]}
-    assert (
-        third["long"] == make_history(10, 0.9)[2]["val_accuracy"]
-        and third["short"] == make_history(3, 0.6)[2]["val_accuracy"]
-    )
+    assert third["long"] == make_history(10, 0.9)[2]["val_accuracy"]
+    assert third["short"] == make_history(3, 0.6)[2]["val_accuracy"]
 
 
 def test_escapes_and_sizes(tmp_path):
@@ -184,11 +196,14 @@ def test_escapes_and_sizes(tmp_path):
         make_folder(tmp_path / f"run_{number}", number / 300, arch="lenet", **more)
     columns, cells = make_table(read_rows(find_folders(tmp_path), tmp_path)[0])
     lines = to_markdown(columns, cells).splitlines()
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1 and "a\\|b_c\\*\\<x>" in "".join(lines)
-    assert "my\\_net|50\\%" in to_latex(columns, cells) and "\\toprule" in to_latex(columns, cells)
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert "a\\|b_c\\*\\<x>" in "".join(lines)
+    assert "my\\_net|50\\%" in to_latex(columns, cells)
+    assert "\\toprule" in to_latex(columns, cells)
     text = report_text(summarise(*read_rows(find_folders(tmp_path), tmp_path)))
     assert "... 200 more lines and 285 more columns" in text
-    assert max(map(len, text.splitlines())) < 600 and len(text.splitlines()) < 110
+    assert max(map(len, text.splitlines())) < 600
+    assert len(text.splitlines()) < 110
     assert len(next(csv.reader(io.StringIO(write_all(tmp_path)[1].read_text())))) > 300
 
 
@@ -213,7 +228,8 @@ def test_links_count_once_and_loops_do_no_harm(tmp_path):
     (parent / "gone").symlink_to(tmp_path / "nowhere")
     (inside / "loop").symlink_to(parent)
     rows, problems = read_rows(find_folders(parent), parent)
-    assert [row.name for row in rows] == ["a", "b"] and sorted(problems) == ["gone", "self"]
+    assert [row.name for row in rows] == ["a", "b"]
+    assert sorted(problems) == ["gone", "self"]
     assert "which is gone" in problems["gone"]
 
 
@@ -291,15 +307,19 @@ def test_diff_says_parameters_code_metrics_and_noise(search):
     assert found["params"] == {"learning_rate": [0.1, 0.01], "seed": [0, 3]}
     assert found["code"] == {str(two): ["train.py"]}
     assert found["metrics"]["val_accuracy"] == [0.902, 0.801]
-    assert found["noise"].startswith("Beyond noise:") and "5 and 5 seeds" in found["noise"]
+    assert found["noise"].startswith("Beyond noise:")
+    assert "5 and 5 seeds" in found["noise"]
     _, printed = synthesize(one, two, "--diff")
-    assert "train.py" in printed and "| learning\\_rate" not in printed and "0.9020" in printed
+    assert "train.py" in printed
+    assert "| learning\\_rate" not in printed
+    assert "0.9020" in printed
     same = as_json(one, search / "learning_rate_0.1__seed_1", "--diff")
     assert "is noise" in same["noise"]
     alone = make_folder(search / "x/alone", 0.5, learning_rate=7)
     assert "no claim" in as_json(one, alone, "--diff")["noise"]
     code, printed = synthesize(one, search / "x", "--diff")
-    assert code == 2 and "has no results" in printed
+    assert code == 2
+    assert "has no results" in printed
 
 
 # --- what runs ------------------------------------------------------------------------------------------
@@ -318,11 +338,17 @@ def test_watch_shows_progress_rate_and_silence(tmp_path):
     make_folder(tmp_path / "finished", 0.9)
     write(tmp_path / "bad/record/status.json", "{")
     text, num = watch(find_folders(tmp_path), tmp_path)
-    assert num == 2 and "2 running" in text and "1 done" in text and "1 malformed" in text
+    assert num == 2
+    assert "2 running" in text
+    assert "1 done" in text
+    assert "1 malformed" in text
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert "1.5/4" in lines["quick"] and "15/40" in lines["quick"] and "4 s" in lines["quick"]
+    assert "1.5/4" in lines["quick"]
+    assert "15/40" in lines["quick"]
+    assert "4 s" in lines["quick"]
     assert "no sign" not in lines["quick"]
-    assert "no sign for 9" in lines["silent"] and "killed: its process is gone" in lines["gone"]
+    assert "no sign for 9" in lines["silent"]
+    assert "killed: its process is gone" in lines["gone"]
     assert [duration(s) for s in (95, 600, 11_100, 190_000)] == ["95 s", "10 min", "3 h 05 min", "2 d 4 h"]
 
 
@@ -330,7 +356,10 @@ def test_watch_prints_once_without_a_terminal_and_ends_at_ctrl_c_in_one(tmp_path
     running(make_folder(tmp_path / "run", 0.9, num_epochs=4))
     begun = time.monotonic()
     code, printed = synthesize("--parent_dir", tmp_path, "--watch")
-    assert code == 0 and "1 running" in printed and "\x1b" not in printed and time.monotonic() - begun < 2
+    assert code == 0
+    assert "1 running" in printed
+    assert "\x1b" not in printed
+    assert time.monotonic() - begun < 2
     import pty
 
     pid, terminal = pty.fork()
@@ -344,7 +373,9 @@ def test_watch_prints_once_without_a_terminal_and_ends_at_ctrl_c_in_one(tmp_path
     os.kill(pid, signal.SIGINT)
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 130 and shown.count(b"1 running") == 2 and b"Traceback" not in shown
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert shown.count(b"1 running") == 2
+    assert b"Traceback" not in shown
 
 
 def test_a_real_run_has_its_number_of_parameters(tmp_path):
@@ -353,16 +384,18 @@ def test_a_real_run_has_its_number_of_parameters(tmp_path):
         folder = experiment(tmp_path / "p" / f"seed_{seed}", seed=seed, num_epochs=1)
         assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
     said = as_json("--parent_dir", tmp_path / "p")
-    assert said["groups"][0]["n"] == 2 and said["rows"][0]["num_parameters"] > 1000
+    assert said["groups"][0]["n"] == 2
+    assert said["rows"][0]["num_parameters"] > 1000
     diff = as_json(*sorted((tmp_path / "p").glob("seed_*")), "--diff")
-    assert diff["params"] == {"seed": [0, 1]} and list(diff["code"].values()) == [[]]
+    assert diff["params"] == {"seed": [0, 1]}
+    assert list(diff["code"].values()) == [[]]
 
 
 def test_nothing_is_lost_by_a_mistake(search):
     write_all(search)
     before = (search / "results.md").read_bytes()
-    with pytest.raises(UserError):
-        import synthesize_results
+    import synthesize_results
 
+    with pytest.raises(UserError):
         synthesize_results.main(["--parent_dir", str(search), "--sort", "x"])
     assert (search / "results.md").read_bytes() == before

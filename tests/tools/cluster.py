@@ -88,8 +88,16 @@ def start_slurm(top: Path) -> Iterator[Path]:
         numbers = [port.getsockname()[1] for port in ports]
     conf, host = top / "slurm.conf", socket.gethostname().split(".")[0]
     conf.write_text(SLURM_CONF.format(host=host, ports=numbers, top=top))
-    munge = [f"--{word}={top}/munge/{file}" for word, file in (("key-file", "key"), ("socket", "socket"),
-             ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))]  # fmt: skip
+    munge = [
+        f"--{word}={top}/munge/{file}"
+        for word, file in (
+            ("key-file", "key"),
+            ("socket", "socket"),
+            ("pid-file", "pid"),
+            ("log-file", "log"),
+            ("seed-file", "seed"),
+        )
+    ]
     environ = os.environ | {"SLURM_CONF": str(conf), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
     with ended(started), open(top / "out", "wb") as out:
         for words in (["munged", "--foreground", *munge], ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
@@ -188,8 +196,12 @@ def start_ray(top: str, cpus: tuple[int, ...]) -> Iterator[tuple[list[str], dict
     address = "10.77.0.1:6399"
     words = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
-                "RAY_health_check_failure_threshold": "4"}  # fmt: skip
+    environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "4",
+    }
     started: list[subprocess.Popen] = []
     with hosts(len(cpus)) as names, ended(started), open(f"{top}/out", "wb") as out:
         for n, (name, number) in enumerate(zip(names, cpus, strict=True), start=1):
@@ -207,7 +219,8 @@ def wait_for_runtimes(number: int, out: Path, process: subprocess.Popen, seconds
     """Until so many nodes are up; two that start at once on one machine get into each other's files."""
     end = time.monotonic() + seconds
     while out.read_text(errors="replace").count("Ray runtime started") < number:
-        assert time.monotonic() < end and process.poll() is None, out.read_text(errors="replace")[-2000:]
+        assert time.monotonic() < end, out.read_text(errors="replace")[-2000:]
+        assert process.poll() is None, out.read_text(errors="replace")[-2000:]
         time.sleep(0.3)
 
 

@@ -94,20 +94,48 @@ def flipped_bit(path: Path, rng: random.Random) -> Iterator[int]:
 # --- trainings that are killed --------------------------------------------------------------------------
 
 COMMON = {
-    "arch": "simple_cnn", "arch_args": {"n_filters": 4}, "batch_size": 8, "num_epochs": 5, "observers": [], "threads": 1,
+    "arch": "simple_cnn",
+    "arch_args": {"n_filters": 4},
+    "batch_size": 8,
+    "num_epochs": 5,
+    "observers": [],
+    "threads": 1,
     "precision": "fp32",
-    "checkpoint_minutes": 0.0003, "save_summary_steps": 1, "ps": 0.3,
-}  # fmt: skip
+    "checkpoint_minutes": 0.0003,
+    "save_summary_steps": 1,
+    "ps": 0.3,
+}
 VARIANTS: list[dict[str, Any]] = [
     {"ema": 0.9, "mixup": 0.4, "scheduler": "one_cycle", "early_stopping": {"patience": 3}},
-    {"num_workers": 1, "cutmix": 1.0, "scheduler": "plateau", "augment": ["HorizontalFlip", "RandomBrightnessContrast"]},
+    {
+        "num_workers": 1,
+        "cutmix": 1.0,
+        "scheduler": "plateau",
+        "augment": ["HorizontalFlip", "RandomBrightnessContrast"],
+    },
     {"num_workers": 2, "accumulate": 2, "augment": "strong", "scheduler": "cosine", "keep_last": 3},
-    {"num_workers": 4, "optimizer": "adamw", "learning_rate": 0.003, "grad_clip": 1.0, "sampler": "balanced",
-     "metrics": ["accuracy", "f1"], "best_metric": "f1", "ema": 0.9},
-    {"precision": "auto", "threads": 2, "optimizer": "muon", "learning_rate": 0.02, "tta": "flip", "alternate_flip": 1,
-     "progressive": {"initial_scale": 0.5, "delay_fraction": 0.3, "finetune_fraction": 0.3}, "cache": "device"},
+    {
+        "num_workers": 4,
+        "optimizer": "adamw",
+        "learning_rate": 0.003,
+        "grad_clip": 1.0,
+        "sampler": "balanced",
+        "metrics": ["accuracy", "f1"],
+        "best_metric": "f1",
+        "ema": 0.9,
+    },
+    {
+        "precision": "auto",
+        "threads": 2,
+        "optimizer": "muon",
+        "learning_rate": 0.02,
+        "tta": "flip",
+        "alternate_flip": 1,
+        "progressive": {"initial_scale": 0.5, "delay_fraction": 0.3, "finetune_fraction": 0.3},
+        "cache": "device",
+    },
     {"precision": "auto", "threads": 2, "cache": "off", "num_workers": None, "ema": 0.9},
-]  # fmt: skip
+]
 
 
 def digest(folder: Path) -> str:
@@ -116,8 +144,12 @@ def digest(folder: Path) -> str:
     rows = json.loads((folder / "history.json").read_text())
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
     found.update(json.dumps(rows).encode())
-    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics_val_best_weights.json",
-                 "metrics_val_last_weights.json"):  # fmt: skip
+    for name in (
+        "weights/best.safetensors",
+        "weights/last.safetensors",
+        "metrics_val_best_weights.json",
+        "metrics_val_last_weights.json",
+    ):
         found.update((folder / name).read_bytes())
     return found.hexdigest()
 
@@ -211,8 +243,16 @@ def interrupt_once(one: Experiment, folder: Path, number: int, rng: random.Rando
 def run(kills: int, signals: list[int], seed: int) -> dict[str, Any]:
     """Interrupt, by each signal in turn, until `kills` were sent; every run is then finished and compared."""
     rng = random.Random(seed)
-    found: dict[str, Any] = {"signals": [signal.Signals(n).name for n in signals], "sent": 0, "finished": 0, "identical": 0,
-                             "orphans": 0, "slowest_exit": 0.0, "codes": {}, "failures": []}  # fmt: skip
+    found: dict[str, Any] = {
+        "signals": [signal.Signals(n).name for n in signals],
+        "sent": 0,
+        "finished": 0,
+        "identical": 0,
+        "orphans": 0,
+        "slowest_exit": 0.0,
+        "codes": {},
+        "failures": [],
+    }
     with tempfile.TemporaryDirectory() as name:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
         import albumentations  # noqa: F401

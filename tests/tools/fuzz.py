@@ -25,8 +25,28 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
 
-TOKENS = [b"null", b"NaN", b"-1", b"1e999", b"[]", b"{}", b'""', b"true", b"\xff\xfe", b"\0" * 9, b"9" * 400, b'"lr"', b"//",
-          b"[" * 3000, b'{"a":' * 500, b"\xf0\x9f\x98\x80", b"../../x", b"\r\n", b",", b":"]  # fmt: skip
+TOKENS = [
+    b"null",
+    b"NaN",
+    b"-1",
+    b"1e999",
+    b"[]",
+    b"{}",
+    b'""',
+    b"true",
+    b"\xff\xfe",
+    b"\0" * 9,
+    b"9" * 400,
+    b'"lr"',
+    b"//",
+    b"[" * 3000,
+    b'{"a":' * 500,
+    b"\xf0\x9f\x98\x80",
+    b"../../x",
+    b"\r\n",
+    b",",
+    b":",
+]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -122,7 +142,9 @@ def read_picture(work: Path, data: bytes) -> None:
     from model.images.decode import decode
 
     image = decode(data, "picture")
-    assert image.dtype.name == "uint8" and image.ndim == 3 and image.shape[2] == 3
+    assert image.dtype.name == "uint8"
+    assert image.ndim == 3
+    assert image.shape[2] == 3
 
 
 def read_archive(work: Path, data: bytes, name: str) -> None:

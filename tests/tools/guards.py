@@ -1,10 +1,9 @@
-"""Take each guard away in turn and see its test go red: the list, and the command that works it off.
+"""Guards: lines of the kit that prevent a fault, each with the test that fails once the line is gone.
 
-python tests/tools/guards.py            # all of them, in copies of the kit
-python tests/tools/guards.py lock       # those whose name contains "lock"
+python tests/tools/guards.py            # takes each guard away in a copy of the kit and runs its test
+python tests/tools/guards.py lock       # only guards whose name contains "lock"
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from kit import ROOT, copy_kit
 
 
 @dataclass(frozen=True)
 class Guard:
-    """In `file`, `text` is replaced by `instead`; `test` must then fail."""
+    """`test` must fail once `text`, which `file` holds exactly once, is replaced by `instead`."""
 
     name: str
     file: str
@@ -200,17 +199,26 @@ GUARDS = [
 ]  # fmt: skip
 
 
-def work_off(guard: Guard) -> str:
-    """ "" when the test went red, else what is wrong."""
+def find_mismatch(guard: Guard) -> str:
+    """What in a guard no longer fits the kit: its text must be in its file once, and its test must exist."""
+    path, (test_file, _, test) = ROOT / guard.file, guard.test.partition("::")
+    if not path.exists():
+        return f"{guard.file} does not exist"
+    if (count := path.read_text().count(guard.text)) != 1:
+        return f"its text is {count} times in {guard.file}, not once"
+    if not (ROOT / test_file).exists() or f"def {test}(" not in (ROOT / test_file).read_text():
+        return f"its test {guard.test} does not exist"
+    return ""
+
+
+def try_without(guard: Guard) -> str:
+    """Run a guard's test in a copy of the kit without the guard: "" when the test fails, else what is wrong."""
+    if wrong := find_mismatch(guard):
+        return wrong
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name) / "kit"
-        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "data", "logs", ".pytest_cache", ".hypothesis")
-        shutil.copytree(ROOT, copy, ignore=ignored)
+        copy = copy_kit(Path(name) / "kit")
         path = copy / guard.file
-        text = path.read_text()
-        if text.count(guard.text) != 1:
-            return f"its text is {text.count(guard.text)} times in {guard.file}"
-        path.write_text(text.replace(guard.text, guard.instead))
+        path.write_text(path.read_text().replace(guard.text, guard.instead))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
         return "" if done.returncode == 1 else f"pytest ended with {done.returncode}\n{done.stdout[-1500:]}"
@@ -220,7 +228,7 @@ def main() -> None:
     chosen = [guard for guard in GUARDS if len(sys.argv) < 2 or sys.argv[1] in guard.name]
     num_alive = 0
     with ThreadPoolExecutor(2) as pool:
-        for guard, wrong in zip(chosen, pool.map(work_off, chosen), strict=True):
+        for guard, wrong in zip(chosen, pool.map(try_without, chosen), strict=True):
             print(f"{'red  ' if not wrong else 'GREEN'} {guard.name}" + (f": {wrong}" if wrong else ""), flush=True)
             num_alive += bool(wrong)
     print(f"{len(chosen) - num_alive} of {len(chosen)} guards have a test that goes red without them")

@@ -103,6 +103,17 @@ def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float
     assert path.exists()
 
 
+def copy_kit(target: Path) -> Path:
+    """A copy of this repository in which a test may change the code; data/, logs and caches stay behind."""
+    unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "attempts")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        at_root = {"data", "logs"} if Path(folder) == ROOT else set()
+        return unwanted(folder, names) | at_root.intersection(names)
+
+    return Path(shutil.copytree(ROOT, target, ignore=ignore))
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder and its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

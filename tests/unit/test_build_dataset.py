@@ -23,7 +23,8 @@ def names(folder):
 
 def test_digits_need_no_network_and_are_built_once(tmp_path):
     code, printed = build("digits", tmp_path / "digits")
-    assert code == 0 and "train.py" in printed
+    assert code == 0
+    assert "train.py" in printed
     assert names(tmp_path / "digits") == ["test", "train", "valid"]
     files = tree(tmp_path / "digits")
     assert sum(name.endswith(".png") for name in files) == 1797
@@ -31,7 +32,9 @@ def test_digits_need_no_network_and_are_built_once(tmp_path):
     images = {n: b for n, b in tree(tmp_path / "again").items() if n.endswith(".png")}
     assert images == {n: b for n, b in files.items() if n.endswith(".png")}, "the same bytes each time"
     code, printed = build("digits", tmp_path / "digits")
-    assert code == 0 and "built before" in printed and tree(tmp_path / "digits") == files
+    assert code == 0
+    assert "built before" in printed
+    assert tree(tmp_path / "digits") == files
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "zip", "wrapped"])
@@ -65,7 +68,8 @@ def test_flat_class_folders_and_what_is_left_out(tmp_path):
     (tmp_path / "photos/class_0/._x.jpg").write_bytes(b"")
     code, printed = build(tmp_path / "photos", tmp_path / "data", "--valid_fraction", 0.25)
     assert code == 0, printed
-    assert "3 .heic files ignored: convert them, or install pillow-heif" in printed and "no test split" in printed
+    assert "3 .heic files ignored: convert them, or install pillow-heif" in printed
+    assert "no test split" in printed
     assert len(list((tmp_path / "data/valid").rglob("*.*g"))) >= 3
     assert len(list((tmp_path / "data").rglob("*.JPG"))) == 2
 
@@ -78,8 +82,10 @@ def test_the_layout_of_signs(tmp_path):
         for path in (tmp_path / "made" / split).rglob("*.png"):
             shutil.move(path, where / f"{path.parent.name[-1]}_IMG_{path.name}")
     code, printed = build(tmp_path / "source", tmp_path / "data")
-    assert code == 0 and "flat layout" in printed
-    assert names(tmp_path / "data/train") == ["0", "1", "2"] and names(tmp_path / "data") == ["test", "train", "valid"]
+    assert code == 0
+    assert "flat layout" in printed
+    assert names(tmp_path / "data/train") == ["0", "1", "2"]
+    assert names(tmp_path / "data") == ["test", "train", "valid"]
 
 
 def write_table(path, rows, header=("file", "kind", "who")):
@@ -104,20 +110,30 @@ def test_a_table_keeps_groups_on_one_side(tmp_path):
             row = rows[int(path.name[:6])]
             assert path.parent.name == row[1]
             where.setdefault(row[2], set()).add(split)
-    assert len(where) == 20 and all(len(splits) == 1 for splits in where.values())
+    assert len(where) == 20
+    assert all(len(splits) == 1 for splits in where.values())
     assert {split for splits in where.values() for split in splits} == {"train", "valid", "test"}
 
 
-@pytest.mark.parametrize("change,words", [
-    (["--image_col", "fil"], ["no such column", "'file'"]), (["--label_col", "x"], ["no such column"]), (["--labels", "nowhere.csv"], ["nowhere.csv"]),
-    (["--valid_fraction", "1"], ["between 0 and 1"]), (["--size", "2"], ["--size"]),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--image_col", "fil"], ["no such column", "'file'"]),
+        (["--label_col", "x"], ["no such column"]),
+        (["--labels", "nowhere.csv"], ["nowhere.csv"]),
+        (["--valid_fraction", "1"], ["between 0 and 1"]),
+        (["--size", "2"], ["--size"]),
+    ],
+    ids=str,
+)
 def test_wrong_tables_and_flags(change, words, tmp_path):
     make_images(tmp_path / "photos", classes=2, per_class=2)
     write_table(tmp_path / "labels.csv", [("class_0/000.png", "a", "x"), ("class_1/000.png", "b", "x")])
     flags = {"--labels": tmp_path / "labels.csv", "--image_col": "file", "--label_col": "kind"} | {change[0]: change[1]}
     code, printed = build(tmp_path / "photos", tmp_path / "data", *[word for pair in flags.items() for word in pair])
-    assert code == 2 and len(printed.strip().splitlines()) == 1 and all(word in printed for word in words), printed
+    assert code == 2, printed
+    assert len(printed.strip().splitlines()) == 1, printed
+    assert all(word in printed for word in words), printed
     assert not (tmp_path / "data").exists()
 
 
@@ -128,7 +144,9 @@ def test_missing_images_of_a_table_are_named(tmp_path):
     )
     flags = ["--labels", tmp_path / "labels.csv", "--image_col", "file", "--label_col", "kind"]
     code, printed = build(tmp_path / "photos", tmp_path / "data", *flags)
-    assert code == 2 and "2 of 3 images" in printed and "gone.png" in printed
+    assert code == 2
+    assert "2 of 3 images" in printed
+    assert "gone.png" in printed
 
 
 def test_sources_that_are_none(tmp_path):
@@ -140,11 +158,15 @@ def test_sources_that_are_none(tmp_path):
         (tmp_path / "empty", "no train folder"),
     ):
         code, printed = build(source, tmp_path / "data")
-        assert code == 2 and word in printed and len(printed.strip().splitlines()) == 1, printed
+        assert code == 2, printed
+        assert word in printed, printed
+        assert len(printed.strip().splitlines()) == 1, printed
     make_images(tmp_path / "mine", per_class=2)
     before = tree(tmp_path / "mine")
     code, printed = build("digits", tmp_path / "mine")
-    assert code == 2 and "is there already" in printed and tree(tmp_path / "mine") == before
+    assert code == 2
+    assert "is there already" in printed
+    assert tree(tmp_path / "mine") == before
 
 
 def hostile(kind, path):
@@ -167,7 +189,8 @@ def test_hostile_archives_write_nothing_outside(kind, tmp_path):
     hostile(kind, tmp_path / "in/bad.tar")
     before = tree(tmp_path)
     code, printed = build(tmp_path / "in/bad.tar", tmp_path / "in/data")
-    assert code == 2 and len(printed.strip().splitlines()) == 1, printed
+    assert code == 2, printed
+    assert len(printed.strip().splitlines()) == 1, printed
     assert tree(tmp_path) == before
 
 
@@ -176,7 +199,9 @@ def test_a_zip_that_leaves_its_folder_or_is_a_bomb(tmp_path):
         with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
             zipped.writestr(name, content)
         code, printed = build(tmp_path / "bad.zip", tmp_path / "data")
-        assert code == 2 and "refused" in printed and not (tmp_path / "data").exists()
+        assert code == 2
+        assert "refused" in printed
+        assert not (tmp_path / "data").exists()
 
 
 def test_size_shrinks_what_is_larger(tmp_path):
@@ -210,7 +235,8 @@ def test_check_names_what_is_odd(tmp_path):
     ):
         assert words in printed, f"{words} in\n{printed}"
     report = json.loads((data / "dataset_report.json").read_text())
-    assert len(report["broken"]) == 1 and len(report["duplicates_across_splits"]) == 1
+    assert len(report["broken"]) == 1
+    assert len(report["duplicates_across_splits"]) == 1
 
 
 def test_json(tmp_path):

@@ -116,9 +116,12 @@ def test_metrics_of_a_file(tmp_path):
     names = ["metric.py:margin", "metric.py:gap", "metric.py:whole", "metric.py:mean"]
     made = make_metrics(names, tmp_path)
     assert list(made) == ["loss", "margin", "gap", "whole", "mean"]
-    assert isinstance(made["margin"], PerImage) and made["gap"].minimize and isinstance(made["whole"], Set)
+    assert isinstance(made["margin"], PerImage)
+    assert made["gap"].minimize
+    assert isinstance(made["whole"], Set)
     logits, labels = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 1])
-    assert made["margin"](logits, labels).tolist() == [2.0, 0.0] and float(made["whole"](logits, labels)) == 1.0
+    assert made["margin"](logits, labels).tolist() == [2.0, 0.0]
+    assert float(made["whole"](logits, labels)) == 1.0
     with pytest.raises(UserError, match="mean gave shape .* one value per image"):
         made["mean"](logits, labels)
     (tmp_path / "net.py").write_text("def accuracy(logits, labels):\n    return logits[:, 0]\n")

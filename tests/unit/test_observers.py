@@ -51,7 +51,8 @@ def test_tensorboard_and_a_resumed_run_has_no_doubles(tmp_path):
     assert found["learning_rate"] == [(10, 0.1), (20, 0.1)]
     assert found["learning_rate/group_3"] == [(30, 0.3)]
     assert found["images_per_second"][0] == (10, 50.0)
-    assert found["train/accuracy"] == [(20, 0.4)] and found["val/loss"] == [(20, 0.9)]
+    assert found["train/accuracy"] == [(20, 0.4)]
+    assert found["val/loss"] == [(20, 0.9)]
     assert "val/auc" not in found
 
 
@@ -93,7 +94,8 @@ def test_an_observer_of_the_experiments_own(tmp_path):
     observer.step(step(1, [0.1]))
     observer.epoch(epoch(1, 1), [])
     observer.close()
-    assert observer.count == 1 and isinstance(observer, Observer)
+    assert observer.count == 1
+    assert isinstance(observer, Observer)
     for name, says in [
         ("watch.py:NoObserver", "no method step"),
         ("watch.py:nothing", "cannot be made"),

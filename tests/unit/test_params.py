@@ -43,7 +43,8 @@ def complaint(function: Any, *args: Any) -> str:
     with pytest.raises(UserError) as caught:
         function(*args)
     text = str(caught.value)
-    assert len(text.splitlines()) == 1 and len(text) < 900, text
+    assert len(text.splitlines()) == 1, text
+    assert len(text) < 900, text
     assert caught.value.code == 2
     return text
 
@@ -59,7 +60,8 @@ def test_empty_file_gives_every_default(tmp_path: Path) -> None:
         0.05,
         "one_cycle",
     )
-    assert params.given == frozenset() and params.folder == tmp_path
+    assert params.given == frozenset()
+    assert params.folder == tmp_path
     assert list(params.resolved()) == list(Keys.model_fields)
     assert params.no_effect() == []
 
@@ -122,50 +124,85 @@ ACCEPTED: list[tuple[dict[str, Any], str, Any]] = [
     ({"normalize": [[0, 0, 0], [1, 1, 1]]}, "normalize", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]),
     ({"class_weights": "balanced"}, "class_weights", "balanced"),
     ({"class_weights": [1, 2]}, "class_weights", [1.0, 2.0]),
-    ({"augment": ["HorizontalFlip", {"name": "ColorJitter", "p": 0.5}]},
-     "augment", ["HorizontalFlip", {"name": "ColorJitter", "p": 0.5}]),
+    (
+        {"augment": ["HorizontalFlip", {"name": "ColorJitter", "p": 0.5}]},
+        "augment",
+        ["HorizontalFlip", {"name": "ColorJitter", "p": 0.5}],
+    ),
     ({"augment": []}, "augment", []),
     ({"num_workers": 0}, "num_workers", 0),
     ({"keep_last": 0}, "keep_last", 0),
     ({"observers": []}, "observers", []),
     ({"seed": 2**62}, "seed", 2**62),
     ({"early_stopping": None}, "early_stopping", None),
-    ({"hyper_search": {"ps": [0.5, 0.75], "arch": ["resnet18", "lenet"]}},
-     "hyper_search", {"ps": [0.5, 0.75], "arch": ["resnet18", "lenet"]}),
+    (
+        {"hyper_search": {"ps": [0.5, 0.75], "arch": ["resnet18", "lenet"]}},
+        "hyper_search",
+        {"ps": [0.5, 0.75], "arch": ["resnet18", "lenet"]},
+    ),
     ({"hyper_search": {"weight_decay": [0, 1]}}, "hyper_search", {"wd": [0, 1]}),
-    ({"hyper_search": {"learning_rate": {"min": 1e-5, "max": 0.1, "log": True}}},
-     "hyper_search", {"learning_rate": {"min": 1e-5, "max": 0.1, "log": True}}),
-    ({"hyper_search": {"batch_size": {"min": 16, "max": 64, "int": 1}}},
-     "hyper_search", {"batch_size": {"min": 16, "max": 64, "int": 1}}),
-    ({"hyper_search": {"optimizer": {"choice": ["sgd", "adam"]}}},
-     "hyper_search", {"optimizer": {"choice": ["sgd", "adam"]}}),
-    ({"hyper_search": {"learning_rate": [[0.1, 0.2], [1, 2]]}},
-     "hyper_search", {"learning_rate": [[0.1, 0.2], [1, 2]]}),
-    ({"hyper_search": {"early_stopping.patience": [1, 2], "arch_args.n_filters": [8, 16]}},
-     "hyper_search", {"early_stopping.patience": [1, 2], "arch_args.n_filters": [8, 16]}),
+    (
+        {"hyper_search": {"learning_rate": {"min": 1e-5, "max": 0.1, "log": True}}},
+        "hyper_search",
+        {"learning_rate": {"min": 1e-5, "max": 0.1, "log": True}},
+    ),
+    (
+        {"hyper_search": {"batch_size": {"min": 16, "max": 64, "int": 1}}},
+        "hyper_search",
+        {"batch_size": {"min": 16, "max": 64, "int": 1}},
+    ),
+    (
+        {"hyper_search": {"optimizer": {"choice": ["sgd", "adam"]}}},
+        "hyper_search",
+        {"optimizer": {"choice": ["sgd", "adam"]}},
+    ),
+    (
+        {"hyper_search": {"learning_rate": [[0.1, 0.2], [1, 2]]}},
+        "hyper_search",
+        {"learning_rate": [[0.1, 0.2], [1, 2]]},
+    ),
+    (
+        {"hyper_search": {"early_stopping.patience": [1, 2], "arch_args.n_filters": [8, 16]}},
+        "hyper_search",
+        {"early_stopping.patience": [1, 2], "arch_args.n_filters": [8, 16]},
+    ),
     ({"hyper_search": {"accumulate": [1, 256]}}, "hyper_search", {"accumulate": [1, 256]}),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("content,key,value", ACCEPTED, ids=[json.dumps(content)[:50] for content, _, _ in ACCEPTED])
+@pytest.mark.parametrize(
+    ("content", "key", "value"), ACCEPTED, ids=[json.dumps(content)[:50] for content, _, _ in ACCEPTED]
+)
 def test_accepted(tmp_path: Path, content: dict[str, Any], key: str, value: Any) -> None:
     params = load(write(tmp_path, content))
     got = getattr(params, key)
-    assert got == value and type(got) is type(value)
+    assert got == value
+    assert type(got) is type(value)
     assert params.given == {key}
 
 
 def test_sections_are_objects(tmp_path: Path) -> None:
-    params = load(write(tmp_path, {"freeze": {"groups": 2, "epochs": 1}, "early_stopping": {"patience": 3},
-                                   "search": {"sampler": "tpe", "num_trials": 30, "seeds": [0, 3]}}))  # fmt: skip
-    assert params.freeze and params.freeze.groups == 2 and params.freeze.epochs == 1.0
+    params = load(
+        write(
+            tmp_path,
+            {
+                "freeze": {"groups": 2, "epochs": 1},
+                "early_stopping": {"patience": 3},
+                "search": {"sampler": "tpe", "num_trials": 30, "seeds": [0, 3]},
+            },
+        )
+    )
+    assert params.freeze
+    assert params.freeze.groups == 2
+    assert params.freeze.epochs == 1.0
     stop = params.early_stopping
-    assert stop and (stop.patience, stop.monitor_metric, stop.min_delta, stop.minimize) == (3, "loss", 0.0, None)
+    assert stop
+    assert (stop.patience, stop.monitor_metric, stop.min_delta, stop.minimize) == (3, "loss", 0.0, None)
     assert (params.search.sampler, params.search.num_trials, params.search.seeds) == ("tpe", 30, [0, 3])
 
 
 def test_frozen() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="frozen"):
         Params().batch_size = 3  # type: ignore
 
 
@@ -210,8 +247,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ('{"batch_size": "10"}', ['batch_size: "10" given']),
     ('{"batch_size": 0}', ["batch_size: 0 given", "at least 1"]),
     ('{"batch_size": null}', ["batch_size: null given"]),
-    ('{"learning_rate": "0.1"}',
-     ['learning_rate: "0.1" given', "number greater than 0, or list of (number greater than 0)"]),
+    (
+        '{"learning_rate": "0.1"}',
+        ['learning_rate: "0.1" given', "number greater than 0, or list of (number greater than 0)"],
+    ),
     ('{"learning_rate": 0}', ["learning_rate: 0 given"]),
     ('{"learning_rate": []}', ["learning_rate: [] given"]),
     ('{"learning_rate": [0.1, -1]}', ["learning_rate[1]: -1 given"]),
@@ -303,10 +342,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ('{"base": "a\\u0000\\rb"}', ["no experiment folder"]),
     ('{"base": "."}', ["loop"]),
     ('{"a\\rb\\u2028c": 1}', ["unknown key"]),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("text,words", REFUSED, ids=[text[:50] for text, _ in REFUSED])
+@pytest.mark.parametrize(("text", "words"), REFUSED, ids=[text[:50] for text, _ in REFUSED])
 def test_refused_in_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
     line = complaint(load, write(tmp_path, text))
     assert line.startswith(str(tmp_path / "params.json"))
@@ -333,7 +372,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_every_synonym_leads_to_a_key() -> None:
     for word, wanted in SYNONYMS.items():
-        assert word not in Params.model_fields and word not in ALIASES
+        assert word not in Params.model_fields
+        assert word not in ALIASES
         if wanted != "base":
             params_module.key_path(wanted, "test")
 
@@ -355,7 +395,8 @@ def test_base_chain(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"base": "b/params.json", "metrics": ["accuracy"], "cuda": 0}')
     params = load(tmp_path / "c.json", {"ps": 0.3})
     assert (params.wd, params.ps, params.cuda, params.metrics) == (0.1, 0.3, 0, ["accuracy"])
-    assert params.early_stopping and (params.early_stopping.patience, params.early_stopping.min_delta) == (
+    assert params.early_stopping
+    assert (params.early_stopping.patience, params.early_stopping.min_delta) == (
         5,
         0.1,
     )
@@ -388,16 +429,25 @@ def test_a_long_chain(tmp_path: Path) -> None:
 
 
 def test_paths_of_a_base_keep_their_meaning(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", {
-        "arch": "net.py:Net", "loss": "/abs/loss.py:Loss", "metrics": ["accuracy", "m.py:M"], "pretrain": "w.pth",
-        "data_dir": "../data", "arch_args": {"path": "x.py:y"}, "search": {"restore_file": "weights/best.safetensors"},
-        "hyper_search": {"arch": ["net.py:Net", "lenet"], "pretrain": [0, "w.pth"]},
-    })  # fmt: skip
+    base = write(
+        tmp_path / "base",
+        {
+            "arch": "net.py:Net",
+            "loss": "/abs/loss.py:Loss",
+            "metrics": ["accuracy", "m.py:M"],
+            "pretrain": "w.pth",
+            "data_dir": "../data",
+            "arch_args": {"path": "x.py:y"},
+            "search": {"restore_file": "weights/best.safetensors"},
+            "hyper_search": {"arch": ["net.py:Net", "lenet"], "pretrain": [0, "w.pth"]},
+        },
+    )
     own = load(base)
     assert (own.arch, own.pretrain, own.data_dir) == ("net.py:Net", "w.pth", "../data")
     (base / "net.py").write_text("")
     child = load(write(tmp_path / "deep" / "child", {"base": "../../base"}))
-    assert child.arch == "../../base/net.py:Net" and (child.folder / "../../base/net.py").is_file()
+    assert child.arch == "../../base/net.py:Net"
+    assert (child.folder / "../../base/net.py").is_file()
     assert (child.loss, child.metrics) == ("/abs/loss.py:Loss", ["accuracy", "../../base/m.py:M"])
     assert (child.pretrain, child.data_dir) == ("../../base/w.pth", "../../base/../data")
     assert child.search.restore_file == "../../base/weights/best.safetensors"
@@ -466,8 +516,10 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--learning_rate=.5"], {"learning_rate": 0.5}),
     (["--learning_rate=[0.1, 0.2]"], {"learning_rate": [0.1, 0.2]}),
     (["--weight-decay=0"], {"wd": 0}),
-    (["--early_stopping.patience=3", "--early-stopping.min-delta", "-0.5"],
-     {"early_stopping": {"patience": 3, "min_delta": -0.5}}),
+    (
+        ["--early_stopping.patience=3", "--early-stopping.min-delta", "-0.5"],
+        {"early_stopping": {"patience": 3, "min_delta": -0.5}},
+    ),
     (["--lr_schedule", "[[3, 0.1], [100, 0.01]]"], {"lr_schedule": [[3, 0.1], [100, 0.01]]}),
     (["--arch=lenet", "--arch_args.n_filters=10"], {"arch": "lenet", "arch_args": {"n_filters": 10}}),
     (["--model=lenet", "--model.n_filters=10"], {"arch": "lenet", "arch_args": {"n_filters": 10}}),
@@ -485,14 +537,16 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--arch="], {"arch": ""}),
     (["--hyper_search.learning_rate=[0.1, 0.2]"], {"hyper_search": {"learning_rate": [0.1, 0.2]}}),
     (["--hyper_search.early_stopping.patience=[1]"], {"hyper_search": {"early_stopping.patience": [1]}}),
-    (["--hyper_search.weight_decay.min=0.1", "--hyper_search.wd.max=1"],
-     {"hyper_search": {"wd": {"min": 0.1, "max": 1}}}),
+    (
+        ["--hyper_search.weight_decay.min=0.1", "--hyper_search.wd.max=1"],
+        {"hyper_search": {"wd": {"min": 0.1, "max": 1}}},
+    ),
     (["--search.num_trials=3"], {"search": {"num_trials": 3}}),
     ([], {}),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("argv,values", FLAGS, ids=[" ".join(argv) for argv, _ in FLAGS])
+@pytest.mark.parametrize(("argv", "values"), FLAGS, ids=[" ".join(argv) for argv, _ in FLAGS])
 def test_flags(argv: list[str], values: dict[str, Any]) -> None:
     assert parse_overrides(argv) == values
     assert json.dumps(parse_overrides(argv)) == json.dumps(values)  # types too
@@ -532,7 +586,7 @@ BAD_FLAGS: list[tuple[list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    "argv,words",
+    ("argv", "words"),
     BAD_FLAGS,
     ids=[" ".join(argv)[:40].encode("ascii", "replace").decode() for argv, _ in BAD_FLAGS],
 )
@@ -547,7 +601,8 @@ def test_overrides_win_and_merge(tmp_path: Path) -> None:
     folder = write(tmp_path, {"wd": 0.1, "early_stopping": {"patience": 3, "min_delta": 0.5}})
     params = load(folder, parse_overrides(["--weight_decay=0.2", "--early_stopping.patience=9", "--cuda=false"]))
     assert (params.wd, params.cuda) == (0.2, 0)
-    assert params.early_stopping and (params.early_stopping.patience, params.early_stopping.min_delta) == (
+    assert params.early_stopping
+    assert (params.early_stopping.patience, params.early_stopping.min_delta) == (
         9,
         0.5,
     )
@@ -565,7 +620,8 @@ def test_resolved_comes_back(tmp_path: Path, content: dict[str, Any]) -> None:
     params = load(write(tmp_path, content))
     text = json.dumps(params.resolved())
     back = from_resolved(json.loads(text), tmp_path)
-    assert json.dumps(back.resolved()) == text and back.folder == tmp_path
+    assert json.dumps(back.resolved()) == text
+    assert back.folder == tmp_path
     default = Params().resolved()
     assert back.given == {name for name, value in params.resolved().items() if value != default[name]}
 
@@ -579,7 +635,9 @@ def test_replace(tmp_path: Path) -> None:
     params = load(write(tmp_path, {"ps": 0.5}))
     other = params.replace(num_epochs=3, n_clas=10)
     assert (other.num_epochs, other.n_clas, other.ps) == (3.0, 10, 0.5)
-    assert other.given == {"ps"} and other.folder == tmp_path and params.n_clas is None
+    assert other.given == {"ps"}
+    assert other.folder == tmp_path
+    assert params.n_clas is None
     assert "batch_size: 0 given" in complaint(lambda: params.replace(batch_size=0))
     assert "unknown key" in complaint(lambda: params.replace(lr=0))
 
@@ -605,7 +663,7 @@ IDLE: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("content,lines", IDLE, ids=[json.dumps(content) for content, _ in IDLE])
+@pytest.mark.parametrize(("content", "lines"), IDLE, ids=[json.dumps(content) for content, _ in IDLE])
 def test_no_effect(tmp_path: Path, content: dict[str, Any], lines: list[str]) -> None:
     found = load(write(tmp_path, content)).no_effect()
     assert len(found) == len(lines)
@@ -619,6 +677,11 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 NAMES = st.sampled_from([*Params.model_fields, *ALIASES, *SYNONYMS, "base", "$schema", "min", "max", "choice", "name"])
 NAMES |= st.sampled_from([name for cls in SECTIONS.values() for name in cls.model_fields]) | st.text(max_size=5)
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(NAMES, v, max_size=3), max_leaves=8)
+
+
+def assert_one_line(error: UserError, begins: str = "") -> None:
+    assert len(str(error).splitlines()) == 1
+    assert str(error).startswith(begins)
 
 
 def whole(params: Params) -> None:
@@ -635,7 +698,7 @@ def test_any_json_gives_params_or_one_line(tmp_path_factory: pytest.TempPathFact
     try:
         whole(load(write(folder, content)))
     except UserError as error:
-        assert len(str(error).splitlines()) == 1 and str(error).startswith(str(folder))
+        assert_one_line(error, str(folder))
 
 
 @settings(max_examples=300, deadline=None)
@@ -647,7 +710,7 @@ def test_any_text_gives_params_or_one_line(tmp_path_factory: pytest.TempPathFact
     try:
         whole(load(folder))
     except UserError as error:
-        assert len(str(error).splitlines()) == 1
+        assert_one_line(error)
 
 
 @settings(max_examples=300, deadline=None)
@@ -657,7 +720,7 @@ def test_any_flags_give_values_or_one_line(flags: list[tuple[str, str]]) -> None
         values = parse_overrides([f"--{name}={text}" for name, text in flags])
         whole(from_written(values, Path("nowhere")))
     except UserError as error:
-        assert len(str(error).splitlines()) == 1
+        assert_one_line(error)
 
 
 # --- what is generated ------------------------------------------------------------------------------
@@ -683,13 +746,16 @@ def test_schema_agrees_with_validation(tmp_path: Path) -> None:
 def test_every_key_is_documented() -> None:
     schema, text = params_module.schema(), params_module.docs()
     for name, field in Params.model_fields.items():
-        assert field.description and f"| `{name}` | " in text
+        assert field.description
+        assert f"| `{name}` | " in text
         assert schema["properties"][name]["description"] == field.description
     for alias in ALIASES:
-        assert f"| `{alias}` |" in text and alias in schema["properties"]
+        assert f"| `{alias}` |" in text
+        assert alias in schema["properties"]
     for section, cls in SECTIONS.items():
         assert all(f"| `{section}.{name}` |" in text for name in cls.model_fields)
-    assert not schema["additionalProperties"] and schema["properties"]["wd"]["default"] == 5e-4
+    assert not schema["additionalProperties"]
+    assert schema["properties"]["wd"]["default"] == 5e-4
 
 
 def test_import_is_light() -> None:

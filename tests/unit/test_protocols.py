@@ -13,11 +13,14 @@ def test_the_loaders_of_the_model_are_loaders(tmp_path):
     for loader in fetch_dataloader(["train", "valid"], data, Params(im_sz=16), cache_dir=tmp_path).values():
         assert isinstance(loader, Loader)
         batch = next(loader.batches(0, 0))
-        assert len(batch) == 4 and len({len(part) for part in batch}) == 1
-        assert loader.step_size(0) == loader.num_images == 6 and loader.paths[5] in loader.files(0, 0)
+        assert len(batch) == 4
+        assert len({len(part) for part in batch}) == 1
+        assert loader.step_size(0) == loader.num_images == 6
+        assert loader.paths[5] in loader.files(0, 0)
 
 
 def test_the_metrics_of_the_model_are_metrics(tmp_path):
     for metric in make_metrics(list(METRICS), tmp_path).values():
         assert isinstance(metric, Metric)
-    assert not isinstance(len, Metric) and not isinstance(METRICS, Loader)
+    assert not isinstance(len, Metric)
+    assert not isinstance(METRICS, Loader)

@@ -11,15 +11,15 @@ from folder.history import best_row
 
 
 def settings(**changes):
-    base = dict(
-        scheduler="one_cycle",
-        div_factor=25.0,
-        pct_start=0.3,
-        warmup=0.0,
-        lr_schedule=None,
-        optimizer="sgd",
-        momentum=0.9,
-    )
+    base = {
+        "scheduler": "one_cycle",
+        "div_factor": 25.0,
+        "pct_start": 0.3,
+        "warmup": 0.0,
+        "lr_schedule": None,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+    }
     return SimpleNamespace(**(base | changes))
 
 
@@ -52,7 +52,8 @@ def test_one_cycle_is_torchs(total, pct_start, div_factor):
 
 def test_one_cycle_of_one_step_is_finite():
     ours = make_schedule(settings(), 1, 1)
-    assert math.isfinite(ours.multiplier(0)) and math.isfinite(ours.momentum(0))
+    assert math.isfinite(ours.multiplier(0))
+    assert math.isfinite(ours.momentum(0))
 
 
 def test_lr_schedule_is_piecewise_and_overrides():
@@ -61,7 +62,7 @@ def test_lr_schedule_is_piecewise_and_overrides():
 
 
 @pytest.mark.parametrize(
-    "name,end", [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("plateau", 1.0)]
+    ("name", "end"), [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("plateau", 1.0)]
 )
 def test_shapes_begin_at_one_and_end_where_they_should(name, end):
     shape = make_schedule(settings(scheduler=name), 1000, 100).multiplier
@@ -110,7 +111,8 @@ def test_early_stopping_knows_the_direction_of_a_metric():
     worse = [{"val_loss": 0.5, "val_accuracy": 0.6}, {"val_loss": 0.6, "val_accuracy": 0.5}]
     for metric in ("loss", "val_loss", "accuracy", "val_accuracy"):
         rule = SimpleNamespace(patience=1, monitor_metric=metric, min_delta=0.0, minimize=None)
-        assert should_stop(worse, rule, ["loss"]) and not should_stop(worse[::-1], rule, ["loss"])
+        assert should_stop(worse, rule, ["loss"])
+        assert not should_stop(worse[::-1], rule, ["loss"])
 
 
 def test_ties_keep_the_earlier_epoch_and_undefined_values_never_win():
