@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import ROOT, copy_kit
+from kit import ROOT, copy_repository
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def try_without(guard: Guard) -> str:
     if wrong := find_mismatch(guard):
         return wrong
     with tempfile.TemporaryDirectory() as name:
-        copy = copy_kit(Path(name) / "kit")
+        copy = copy_repository(Path(name) / "kit")
         path = copy / guard.file
         path.write_text(path.read_text().replace(guard.text, guard.instead))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", guard.test]

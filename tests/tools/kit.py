@@ -103,8 +103,8 @@ def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float
     assert path.exists()
 
 
-def copy_kit(target: Path) -> Path:
-    """A copy of this repository in which a test may change the code; data/, logs and caches stay behind."""
+def copy_repository(target: Path) -> Path:
+    """A copy of this repository, tests included, in which code may be changed; data/, logs and caches stay behind."""
     unwanted = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "attempts")
 
     def ignore(folder: str, names: list[str]) -> set[str]:
