@@ -40,6 +40,7 @@ STDOUT, STDERR, DIFF_PATCH = "record/stdout.txt", "record/stderr.txt", "record/d
 REQUIREMENTS = "record/requirements.txt"
 FOLD, FOLDS = "record/fold.json", "record/folds.json"  # of one experiment, of a search
 LR_FIND, LR_FIND_PNG = "record/lr_find.json", "lr_find.png"
+JOBS = "record/jobs"  # of a search: what its tasks print; of one run: its Slurm job
 
 # --- exit codes -----------------------------------------------------------------------------------
 EXIT_USER, EXIT_DAMAGED, EXIT_BUSY, EXIT_SYSTEM, EXIT_NONFINITE, EXIT_BUG = 2, 3, 4, 5, 6, 70

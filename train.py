@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.distributed import find_world
 from engine.plan import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
+from engine.submit import submit
 from engine.use.verify import verify
 from folder.arguments import train_parser
 from folder.folder import Folder
-from search.engines.slurm import submit
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and a busy folder answer at once
@@ -176,7 +176,7 @@ def main(argv: list[str]) -> int | None:
         raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
     folder = Folder(args.model_dir or args.folder, is_main=find_world().is_main)
     if args.engine == "slurm":
-        return print(submit(folder, args, overrides, argv))
+        return print(submit(folder, argv, lambda: decide(folder, args, overrides, argv)))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         if args.verify:
             return print(verify(folder, args.data_dir, args.scratch_dir))

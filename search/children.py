@@ -1,4 +1,4 @@
-"""The child folders of a search: written from the space, found again by name or by what they say, read."""
+"""The child folders of a search: writing them, finding them again by name or by content, reading how far they are."""
 
 import json
 import math
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import params as params_module
 from folder.folder import Folder
@@ -20,12 +19,13 @@ from folder.history import (
 )
 from folder.manifest import read_manifest
 from folder.provenance import localised
-from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS
+from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS, RECORD
 from params import Params
-from search.strategy import Point, Progress, Trial, names_of
+from search.strategy import ChildProgress, Point, Trial, names_of
 from utils import UserError, write_json
 
-TRIAL = "record/trial.json"
+TRIAL = "record/trial.json"  # of a child: its number, its values, and the digest of its params.json as written
+Values = dict[str, object]  # what a params.json says
 
 
 @dataclass
@@ -33,9 +33,9 @@ class Child:
     """One child folder, and how far it has come."""
 
     folder: Folder
-    progress: Progress
-    epochs: float = 0.0  # of the whole run
-    message: str = ""  # what is the matter with it
+    progress: ChildProgress
+    num_epochs: float = 0.0  # of the whole run
+    message: str = ""  # why it failed or was pruned
 
     @property
     def name(self) -> str:
@@ -46,18 +46,20 @@ class Child:
         return self.progress.state
 
     @property
-    def mark(self) -> Any:
-        """What its manifest names: another one after each commit."""
+    def last_commit(self) -> object:
+        """The last entry of its manifest: another one after each commit."""
         return read_manifest(self.folder.path / CHECKPOINTS).get("last")
 
 
 class Children:
-    """The children of one parent folder. `threads`: what each states, where the parent leaves them open."""
+    """The children of one parent folder. `threads`: what each of them states, unless the parent does."""
 
-    def __init__(self, parent: Path, params: Params, overrides: dict[str, Any], threads: int):
-        self.parent, self.params, self.threads = parent, params, threads
-        self.base = {key: value for key, value in params_module.merged(parent, overrides).items()
-                     if key not in ("hyper_search", "search")}  # fmt: skip
+    def __init__(self, parent: Path, params: Params, overrides: dict[str, object], threads: int):
+        self.parent = parent
+        self.params = params
+        self.threads = threads
+        merged = params_module.merged(parent, overrides)
+        self.base = {key: value for key, value in merged.items() if key not in ("hyper_search", "search")}
         self.by_name: dict[str, Child] = {}
         self.remarks: list[str] = []
         for path in sorted(parent.iterdir()):
@@ -65,25 +67,28 @@ class Children:
                 self._adopt(path)
 
     def add(self, trials: Sequence[Trial]) -> list[Child]:
-        """A child for each: found by its name, else by what it says, else written. In the order of `trials`."""
+        """A child for each trial, in their order: found by its name, else by its content, else written."""
         known = {identity(read_params(child.folder.path)): child for child in self.by_name.values()}
+        # all parameters are checked before any child is written
         named = [(trial, name, self._values(trial, name)) for trial, name in zip(trials, names_of(trials), strict=True)]
-        found, changed = [], []
-        for trial, name, values in named:  # all of them are possible: now something may be written
+        children = []
+        changed = []
+        for trial, name, values in named:
             child = self.by_name.get(name) or known.get(identity(values))
-            if child and not self._follows(child, values):
+            if child and not self._is_up_to_date(child, values):
                 changed.append(child.name)
             child = child or self._write(name, values, trial)
             child.progress.number = trial.number
-            self.by_name[child.name] = self.by_name.pop(child.name)  # folders were found in the order of their names
-            found.append(child)
+            # the order of the search takes the place of the order of names
+            self.by_name[child.name] = self.by_name.pop(child.name)
+            children.append(child)
         if changed:
-            which = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-            self.remarks.append(f"{which}: made with other parameters than now, or edited: kept as they are")
-        return found
+            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            self.remarks.append(f"{names}: made with other parameters than now, or edited: kept as they are")
+        return children
 
     def drop_others(self) -> None:
-        """Forget what an earlier space asked for; children that somebody added by hand stay."""
+        """Forget the children that an earlier space asked for; those that somebody added by hand stay."""
         for child in [child for child in self.by_name.values() if child.progress.number < 0]:
             if (child.folder.path / TRIAL).exists():
                 if child.state not in ("done", "pruned"):
@@ -91,87 +96,100 @@ class Children:
                 del self.by_name[child.name]
 
     def point_of(self, child: Child) -> Point:
-        """The searched values, as the child's params.json has them: it may have been edited or added by hand."""
+        """The searched values as the child's params.json has them: it may have been edited or added by hand."""
         values = params_module.load(child.folder.path).resolved()
         return {key: look_up(values, key) for key in self.params.hyper_search}
 
     def look(self, child: Child) -> None:
         """Read how far a child has come."""
-        folder, progress = child.folder, child.progress
+        folder = child.folder
+        progress = child.progress
         try:
             manifest = read_manifest(folder.path / CHECKPOINTS)
-            status, history = folder.status(), folder.history()
+            status = folder.status()
+            history = folder.history()
         except UserError as error:
-            progress.state, child.message = "failed", str(error)
+            progress.state = "failed"
+            child.message = str(error)
             return
-        column, sign = compared(folder, self.params.search.metric)
+        # scores of the epochs that are committed
+        column, sign = compared_column(folder, self.params.search.metric)
         rows = history[: manifest["last"]["epoch"]] if manifest else []
         progress.scores = [score(row, column, sign) for row in rows]
+        # state
         if manifest.get("done"):
             progress.state = "done"
         elif status["state"] == "pruned" and self.params.search.pruner != "none":
             progress.state = "pruned"
         elif status["state"] == "failed" and status.get("code") == EXIT_NONFINITE:
-            progress.state, child.message = "failed", status["message"]
+            progress.state = "failed"
+            child.message = status["message"]
         else:
             progress.state = "paused" if manifest else "new"
 
-    def _values(self, trial: Trial, name: str) -> dict[str, Any]:
-        """params.json of a child: merged, self-contained, with the frozen copies of the experiment's own files."""
+    def _values(self, trial: Trial, name: str) -> Values:
+        """params.json of a child: everything merged, and the experiment's own files as their frozen copies."""
         values = params_module.deep_merge(self.base, nested(trial.values))
-        values |= {"threads": self.threads} if values.get("threads") is None else {}
-        values |= {"seed": trial.seed} if trial.seed is not None else {}
-        values |= {"fold": list(trial.fold)} if trial.fold else {}
+        if values.get("threads") is None:
+            values["threads"] = self.threads
+        if trial.seed is not None:
+            values["seed"] = trial.seed
+        if trial.fold:
+            values["fold"] = list(trial.fold)
         values = localised(params_module.moved(values, ".."), f"../{CODE}/experiment/")
-        params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")
+        params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")  # are they possible?
         return values
 
-    def _follows(self, child: Child, values: dict[str, Any]) -> bool:
-        """Whether a child says `values`; one that never began, and that nobody edited, is written again to do so."""
+    def _is_up_to_date(self, child: Child, values: Values) -> bool:
+        """True if the child's params.json equals `values`; an unstarted, unedited child is rewritten."""
         path = child.folder.path
-        if (said := identity(read_params(path))) == identity(values):
+        current = identity(read_params(path))
+        if current == identity(values):
             return True
         written = child.folder.record(TRIAL).get("written")
-        if child.state == "new" and written == digest(said):
+        if child.state == "new" and written == digest(current):
             write_json(path / TRIAL, child.folder.record(TRIAL) | {"written": digest(identity(values))})
             write_json(path / PARAMS, values)
             return True
         return False
 
-    def _write(self, name: str, values: dict[str, Any], trial: Trial) -> Child:
+    def _write(self, name: str, values: Values, trial: Trial) -> Child:
         path = self.parent / name
-        (path / "record").mkdir(parents=True, exist_ok=True)
+        (path / RECORD).mkdir(parents=True, exist_ok=True)
         write_json(path / TRIAL, {"number": trial.number, "values": trial.values, "written": digest(identity(values))})
         write_json(path / PARAMS, values)
         return self._adopt(path)
 
     def _adopt(self, path: Path) -> Child:
-        child = self.by_name[path.name] = Child(Folder(path), Progress(path.name, -1))
+        """Take a folder as a child, and read how far it has come."""
+        child = Child(Folder(path), ChildProgress(path.name, -1))
+        self.by_name[path.name] = child
         try:
-            child.epochs = params_module.load(path).num_epochs
+            child.num_epochs = params_module.load(path).num_epochs
             self.look(child)
         except UserError as error:
-            child.progress.state, child.message = "failed", str(error)
+            child.progress.state = "failed"
+            child.message = str(error)
         return child
 
 
-def read_params(path: Path) -> dict[str, Any]:
-    """What a child's params.json says, {} when it cannot be read."""
+def read_params(path: Path) -> Values:
+    """What a child's params.json says; {} when it cannot be read."""
     try:
         return params_module.read(path / PARAMS)
     except UserError:
         return {}
 
 
-def compared(folder: Folder, metric: str) -> tuple[str, int]:
-    """(column of the history, 1 or -1 so that larger is better) of `search.metric`."""
+def compared_column(folder: Folder, metric: str) -> tuple[str, int]:
+    """(column of the history, 1 or the -1 that makes larger better) of `search.metric`."""
     column = monitored_column(metric)
     minimized = recorded_minimized(folder.record(META))
     return column, -1 if is_minimized(split_column(column)[1], minimized) else 1
 
 
-def score(row: dict[str, Any], column: str, sign: int) -> float:
-    """The compared value of a history row, -inf where it is not finite. UserError when there is no such metric."""
+def score(row: dict[str, object], column: str, sign: int) -> float:
+    """The compared value of a history row, -inf where it is not finite. UserError when there is no such column."""
     if column not in row:
         names = ", ".join(map(validation_column, validation_values(row)))
         raise UserError(f"search.metric: there is no {column!r} in the history; possible: {names}")
@@ -179,8 +197,8 @@ def score(row: dict[str, Any], column: str, sign: int) -> float:
     return sign * value if isinstance(value, int | float) and math.isfinite(value) else -math.inf
 
 
-def identity(values: dict[str, Any]) -> str:
-    """What makes two children the same: everything written but the number of threads."""
+def identity(values: Values) -> str:
+    """What two children have in common that are the same: all that is written except the number of threads."""
     return json.dumps({key: value for key, value in values.items() if key != "threads"}, sort_keys=True)
 
 
@@ -188,21 +206,19 @@ def digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
+def nested(values: Point) -> Values:
     """{"early_stopping.patience": 3} -> {"early_stopping": {"patience": 3}}"""
-    result: dict[str, Any] = {}
+    result: Values = {}
     for name, value in values.items():
-        node = result
-        *parents, last = name.split(".")
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = value
+        for part in reversed(name.split(".")[1:]):
+            value = {part: value}
+        result = params_module.deep_merge(result, {name.split(".")[0]: value})
     return result
 
 
-def look_up(values: dict[str, Any], name: str) -> Any:
+def look_up(values: Values, name: str) -> object:
     """The value of a dotted name, None when there is none."""
-    node: Any = values
+    node: object = values
     for part in name.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node

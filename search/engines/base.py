@@ -1,4 +1,4 @@
-"""What a search hands to an engine, and what an engine says of it. Engines schedule; the folders remember."""
+"""What a search and its engines tell each other. Engines schedule; the folders remember."""
 
 import signal
 from collections.abc import Sequence
@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from folder.folder import Folder
-from params import Search
-
-LOGS = "record/jobs"  # of the parent folder: what its tasks print, and what their engine writes down
-KEPT = (
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
-    "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy",
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME",
-)  # fmt: skip  # the environment variables that reach a task on another machine
 
 
 @dataclass(frozen=True)
 class Task:
-    """One child folder to train: `train.py argv`, by the code that the search froze."""
+    """One child folder to train: `train.py argv`, run by the code that the search froze."""
 
     name: str  # of the child folder; unique among the tasks under way
     folder: Path
@@ -27,41 +19,34 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A task that runs no longer."""
+class TaskEnd:
+    """The end of a task."""
 
     name: str
     code: int  # as Popen.returncode: negative when a signal ended it; a lost node is -9
     message: str = ""  # what the engine knows of it and the folder does not
 
 
-class Engine(Protocol):
-    """Runs tasks somewhere. A context of one search: close() leaves nothing of it running."""
+class SearchEngine(Protocol):
+    """Runs the tasks of one search somewhere. After close() none of them runs."""
 
-    num_slots: int  # so many tasks at a time
+    num_slots: int  # how many tasks run at a time
 
     def start(self, tasks: Sequence[Task]) -> None:
-        """Begin them, or queue them."""
+        """Begin the tasks, or queue them."""
 
-    def wait(self, seconds: float) -> list[Ended]:
-        """What ended since the last call; [] when nothing did for `seconds`."""
+    def wait(self, seconds: float) -> list[TaskEnd]:
+        """The tasks that ended since the last call; returns [] after `seconds` without one."""
         ...
 
     def stop(self, name: str) -> None:
-        """Ask a task to save and end. Nothing happens when it has ended already."""
+        """Ask a task to save and end; does nothing when it has ended already."""
 
     def close(self) -> None:
-        """Have everything of this engine that still runs save and end."""
+        """Have every task that still runs save and end, and wait for it."""
 
 
-def stated_cores(search: Search) -> int:
-    """Cores that a task gets on a cluster; 0 for the local engine, whose tasks share this machine's."""
-    asked = {"local": 0, "slurm": search.slurm.get("cpus_per_task", 1), "ray": search.ray.get("num_cpus", 1)}
-    cores = asked[search.engine]
-    return max(1, int(cores)) if search.engine != "local" and isinstance(cores, int | float) else 0
-
-
-def end_of(folder: Path) -> int:
-    """The exit code that a task's folder speaks of, when its engine knows none; -9 when it was killed at work."""
+def recorded_exit_code(folder: Path) -> int:
+    """The exit code that a task left in its folder, for an engine that knows none; -9 when it was killed at work."""
     status = Folder(folder).status()
     return -signal.SIGKILL if status["state"] in ("running", "created") else int(status.get("code", 0))

@@ -1,8 +1,8 @@
 """The local engine: one warm process that has imported torch forks a child for each task.
 
-The search starts the frozen code's own copy of that process, so that what runs is the code that was frozen.
-They speak JSON lines: {"start": NAME, "argv": [...], "log": FILE, "environ": {...}} and {"stop": NAME} go in,
-{"name": NAME, "code": N} comes out. Whoever loses the other ends: no orphan trains on.
+The search starts that process, the pool, from the frozen code. They exchange JSON lines: the search writes
+{"start": NAME, "argv": [...], "log": FILE, "environ": {...}} and {"stop": NAME}, the pool {"name": NAME, "code": N}.
+When either side is gone the other ends, so that no child trains on alone.
 """
 
 import contextlib
@@ -16,27 +16,47 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import IO, TypedDict
 
-from include import EXIT_BUG
-from search.engines.base import LOGS, Ended, Task
-from utils import die_with, run_command
+from include import EXIT_BUG, JOBS
+from params import Search
+from search.engines.base import Task, TaskEnd
+from utils import die_with, num_cores, run_command
 
 PATIENCE = 30  # seconds for a child to save and end
+
+
+class StartOrder(TypedDict):
+    start: str  # name of the task
+    argv: list[str]
+    log: str  # file for what it prints
+    environ: dict[str, str]  # environment variables to set
+
+
+class StopOrder(TypedDict):
+    stop: str  # name of the task
+
+
+class Result(TypedDict):
+    name: str  # of the task
+    code: int  # as Popen.returncode
 
 
 # --- the side of the search -------------------------------------------------------------------------
 
 
 class LocalEngine:
-    """`num_slots` children at a time on this machine; with `gpus`, each slot sees one of them."""
+    """`num_slots` children at a time on this machine; where there are GPUs, each slot sees one of them."""
 
-    def __init__(self, command: Sequence[str], parent: Path, num_slots: int, gpus: Sequence[str] = ()):
-        self.command, self.logs = list(command), parent / LOGS
-        self.num_slots, self.gpus = num_slots, list(gpus)
+    def __init__(self, code: Path, parent: Path, num_slots: int, options: Search):
+        self.num_slots = num_slots
+        self.command = [sys.executable, str(code / "search_hyperparams.py"), "--serve"]
+        self.logs = parent / JOBS
+        self.gpus = visible_gpus()
         self.process: subprocess.Popen[bytes] | None = None
         self.slots: dict[str, int] = {}  # of the tasks under way
-        self.rest = b""
+        self.rest = b""  # of a line that has not come to its end
 
     def start(self, tasks: Sequence[Task]) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -45,20 +65,20 @@ class LocalEngine:
             environ = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
             self.slots[task.name] = slot
             log = str(self.logs / f"{task.name}.log")
-            self._tell({"start": task.name, "argv": task.argv, "log": log, "environ": environ})
+            self._send({"start": task.name, "argv": task.argv, "log": log, "environ": environ})
 
     def stop(self, name: str) -> None:
-        self._tell({"stop": name})
+        self._send({"stop": name})
 
-    def wait(self, seconds: float) -> list[Ended]:
+    def wait(self, seconds: float) -> list[TaskEnd]:
         if self.process is None:
             return []
         ended = []
-        for line in self._lines(seconds):
-            self.slots.pop(line["name"], None)
-            ended.append(Ended(line["name"], line["code"]))
-        if self.process.poll() is not None:  # killed: its children save and end
-            ended += [Ended(name, -signal.SIGKILL, "the pool process ended") for name in self.slots]
+        for result in self._receive(seconds):
+            self.slots.pop(result["name"], None)
+            ended.append(TaskEnd(result["name"], result["code"]))
+        if self.process.poll() is not None:  # it was killed: its children save and end
+            ended += [TaskEnd(name, -signal.SIGKILL, "the pool process ended") for name in self.slots]
             self.slots.clear()
             self.process = None
         return ended
@@ -76,7 +96,8 @@ class LocalEngine:
             self.process.wait()
         self.process = None
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send(self, order: StartOrder | StopOrder) -> None:
+        """Write an order to the pool, which begins with the first one."""
         if self.process is None:
             environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # numpy's threads would not live through a fork
             pipe = subprocess.PIPE
@@ -84,13 +105,14 @@ class LocalEngine:
             assert self.process.stdout
             os.set_blocking(self.process.stdout.fileno(), False)
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # wait() says so
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # wait() reports that the pool is gone
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
 
-    def _lines(self, seconds: float) -> list[dict[str, Any]]:
-        """What the pool said; waits at most so long for the first word."""
-        assert self.process and self.process.stdout
+    def _receive(self, seconds: float) -> list[Result]:
+        """The results that the pool wrote; waits at most `seconds` for the first."""
+        assert self.process
+        assert self.process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             if not selector.select(seconds):
@@ -99,6 +121,16 @@ class LocalEngine:
             self.rest += chunk
         *lines, self.rest = self.rest.split(b"\n")
         return [json.loads(line) for line in lines]
+
+
+def default_slots() -> int:
+    """One task for each GPU, else one."""
+    return len(visible_gpus()) or 1
+
+
+def cores_per_task(options: Search, num_slots: int) -> int:
+    """Tasks share the cores of this machine."""
+    return max(1, num_cores() // num_slots)
 
 
 def visible_gpus() -> list[str]:
@@ -115,31 +147,37 @@ def visible_gpus() -> list[str]:
 def serve(target: Callable[[list[str]], int | None]) -> int:
     """Fork a process that calls `target(argv)` for each task that stdin names, until stdin ends.
 
-    Everything that `target` needs is to be imported by now, and nothing computed: threads do not live
-    through a fork.
+    The caller has imported everything that `target` needs, and has computed nothing: threads do not live through
+    a fork.
     """
     die_with(os.getppid(), signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which tells the pool
     out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what somebody prints is no message
+    os.dup2(2, 1)  # results alone go to stdout: what a library prints goes to stderr
     Pool(target, out).run()
     return 0
 
 
 class Pool:
+    """Forks a child for each order and reports how it ended, until stdin ends or SIGTERM comes."""
+
     def __init__(self, target: Callable[[list[str]], int | None], out: IO[bytes]):
-        self.target, self.out = target, out
+        self.target = target
+        self.out = out
         self.children: dict[int, str] = {}  # pid -> task
         self.is_over = False
 
     def run(self) -> None:
+        # Children share the memory of what is imported; a garbage collector that walks over it would copy its pages.
         gc.collect()
-        gc.freeze()  # a child that looks for cycles among what is imported here would copy its pages
+        gc.freeze()
+        # A signal (a child ended, SIGTERM) wakes the select below through a pipe.
         wake, alarm = os.pipe()
         os.set_blocking(alarm, False)
         signal.set_wakeup_fd(alarm)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._end)
+        # Orders come through stdin.
         rest = b""
         with selectors.DefaultSelector() as selector:
             selector.register(0, selectors.EVENT_READ)
@@ -155,35 +193,38 @@ class Pool:
                         self._obey(json.loads(line))
                     self.is_over = self.is_over or not chunk
         self._stop_all()
-        gc.unfreeze()  # for the end: libraries complain of what is left over
+        gc.unfreeze()  # at exit, libraries warn about objects that were not collected
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, number: int, frame: FrameType | None) -> None:
         self.is_over = True
 
-    def _obey(self, message: dict[str, Any]) -> None:
-        if "start" in message:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is for the child from its first moment
+    def _obey(self, order: StartOrder | StopOrder) -> None:
+        """Fork a child, or ask one to save and end."""
+        if "start" in order:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child handles it in its own way
             pid = os.fork()
             if pid == 0:
-                run_task(self.target, message)
+                run_task(self.target, order)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            self.children[pid] = message["start"]
+            self.children[pid] = order["start"]
+            return
         for pid, name in self.children.items():
-            if name == message.get("stop"):
+            if name == order["stop"]:
                 os.kill(pid, signal.SIGTERM)
 
     def _reap(self) -> None:
+        """Report the children that have ended."""
         for pid in list(self.children):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                self._say({"name": self.children.pop(pid), "code": os.waitstatus_to_exitcode(status)})
+                self._report({"name": self.children.pop(pid), "code": os.waitstatus_to_exitcode(status)})
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _report(self, result: Result) -> None:
         with contextlib.suppress(BrokenPipeError):  # the search is gone: stdin ends, too
-            self.out.write(json.dumps(message).encode() + b"\n")
+            self.out.write(json.dumps(result).encode() + b"\n")
 
     def _stop_all(self) -> None:
-        """Children save and end; who does not is killed."""
+        """Children save and end; stragglers are killed."""
         end = time.monotonic() + PATIENCE
         for pid in self.children:
             os.kill(pid, signal.SIGTERM)
@@ -194,30 +235,33 @@ class Pool:
             os.kill(pid, signal.SIGKILL)
 
 
-def run_task(target: Callable[[list[str]], int | None], message: dict[str, Any]) -> None:
-    """In the forked child: a command of its own. Does not return."""
+def run_task(target: Callable[[list[str]], int | None], order: StartOrder) -> None:
+    """In the forked child: run `target` as a command of its own. Does not return."""
     code = EXIT_BUG
     try:
+        # signals as a new process has them; SIGTERM when the pool is gone
         die_with(os.getppid(), signal.SIGTERM)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        os.environ.update(message["environ"])
-        log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # its own environment and streams
+        os.environ.update(order["environ"])
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
         for new, old in ((null, 0), (log, 1), (log, 2)):
             os.dup2(new, old)
-        sys.argv[1:] = message["argv"]
-        code = run_command(target, message["argv"])
+        # the command
+        sys.argv[1:] = order["argv"]
+        code = run_command(target, order["argv"])
         sys.stderr.flush()
     finally:
         os._exit(code)
 
 
-def last_words(parent: Path, name: str) -> str:
-    """The last line of what a task printed, "" when there is none."""
+def last_line(parent: Path, name: str) -> str:
+    """The last line that a task printed, "" when there is none."""
     with contextlib.suppress(OSError, IndexError):
-        text = (parent / LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+        text = (parent / JOBS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
         return text.strip().splitlines()[-1].removeprefix("error: ")
     return ""

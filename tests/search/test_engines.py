@@ -14,10 +14,11 @@ import pytest
 from kit import ROOT, call, experiment, history, make_dataset, weights
 
 from params import Params
-from search.engines import ray_task as remote
-from search.engines.base import Task, stated_cores
+from search.engines import ray_task
+from search.engines.base import Task
 from search.engines.ray import read_options
-from utils import UserError
+from search.engines.registry import ENGINES
+from utils import UserError, num_cores
 
 CHILD = {"arch": "simple_cnn", "arch_args": {"n_filters": 4}, "batch_size": 8, "observers": [], "precision": "fp32",
          "checkpoint_minutes": 0.003}  # fmt: skip
@@ -102,15 +103,16 @@ def test_a_wrong_option_of_ray_is_one_line(given, said):
         ({"job_name": "x"}, "unknown key 'job_name'"),  # the queue is searched by it
         ({"tasks_per_node": 2}, "unknown key 'tasks_per_node'"),  # each would train the same folder
         ({"additional_parameters": "x"}, "additional_parameters: 'x' given; possible: an object"),
-        ({"requeues": -1}, "requeues and signal_delay_s are whole numbers"),
+        ({"requeues": -1}, "requeues: -1 given; possible: a whole number, 0 or more"),
+        ({"signal_delay_s": 1.5}, "signal_delay_s: 1.5 given; possible: a whole number"),
     ],
 )
 def test_a_wrong_option_of_slurm_is_one_line(given, said, tmp_path):
     pytest.importorskip("submitit")
-    from search.engines.slurm import Queue
+    from engine.submit import SlurmQueue
 
     with pytest.raises(UserError, match=re.escape(said)):
-        Queue(tmp_path, given)
+        SlurmQueue(tmp_path, given)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,9 +134,10 @@ def test_an_absent_extra_is_named(name, package, data, tmp_path):
 
 def test_children_on_a_cluster_take_the_cores_they_ask_for():
     def cores(**search) -> int:
-        return stated_cores(Params.model_validate({"search": search}).search)
+        options = Params.model_validate({"search": search}).search
+        return ENGINES[options.engine].cores_per_task(options, 2)
 
-    assert cores() == 0 and cores(engine="ray") == 1
+    assert cores() == max(1, num_cores() // 2) and cores(engine="ray") == 1 and cores(engine="slurm") == 1
     assert cores(engine="ray", ray={"num_cpus": 4}) == 4 and cores(engine="slurm", slurm={"cpus_per_task": 3}) == 3
 
 
@@ -162,9 +165,9 @@ print("end", time.time(), flush=True)
 ATTEMPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from search.engines import ray_task as remote
-remote.SILENCE = float(sys.argv[2])
-print(remote.carry_out(sys.argv[3:5], ".", sys.argv[5], "child", ["PATH"]))
+from search.engines import ray_task
+ray_task.SILENCE = float(sys.argv[2])
+print(ray_task.run_train(sys.argv[3:5], ".", sys.argv[5], "child", ["PATH"]))
 """
 
 
@@ -219,7 +222,7 @@ def test_who_runs_a_task_takes_it_along(attempt, tmp_path):
 
 
 def test_a_task_that_was_stopped_before_its_turn_does_not_begin(attempt, tmp_path):
-    remote.stop_file(tmp_path, "child").touch()
+    ray_task.stop_file(tmp_path, "child").touch()
     assert attempt(1).communicate(timeout=30)[0] == "143\n" and not log(tmp_path)
 
 
@@ -277,7 +280,8 @@ def test_what_was_submitted_is_found_again_and_stopped_jobs_save(slurm, data, tm
     top = tmp_path / "p"
     children = [experiment(top / name, **CHILD | {"num_epochs": 2000, "threads": 1}) for name in ("a", "b")]
     tasks = [Task(c.name, c, ["--data_dir", str(data), "--model_dir", str(c)]) for c in children]
-    engines = [module.SlurmEngine(ROOT, top, 2, {"cpus_per_task": 1}) for _ in range(2)]
+    options = Params.model_validate({"search": {"engine": "slurm", "slurm": {"cpus_per_task": 1}}}).search
+    engines = [module.SlurmEngine(ROOT, top, 2, options) for _ in range(2)]
     before = len(queue())
     for engine in engines:
         for task in tasks:

@@ -18,7 +18,7 @@ from kit import ROOT, call, copy_kit, experiment, history, shell, tree, weights
 
 from folder.lock import is_alive
 from search.strategy import (
-    Progress,
+    ChildProgress,
     Trial,
     bracket,
     grid,
@@ -29,7 +29,7 @@ from search.strategy import (
     rungs,
     sample,
     shuffled,
-    suggest,
+    suggest_point,
     trials_of,
 )
 from utils import UserError
@@ -118,12 +118,12 @@ def test_tpe_finds_the_better_region_and_depends_on_nothing_but_the_past():
 
     past: list = []
     for _ in range(40):
-        point = suggest(space, 0, past)
-        assert point == suggest(space, 0, past)
+        point = suggest_point(space, 0, past)
+        assert point == suggest_point(space, 0, past)
         past.append((point, -loss(point)))
     early, late = (sum(loss(point) for point, _ in part) / 10 for part in (past[:10], past[-10:]))
     assert late < 0.5 * early
-    assert suggest(space, 0, [*past, ({"learning_rate": 5.0, "arch": "added by hand"}, 0.0)])["arch"] in "ab"
+    assert suggest_point(space, 0, [*past, ({"learning_rate": 5.0, "arch": "added by hand"}, 0.0)])["arch"] in "ab"
 
 
 # --- what next ------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_tpe_finds_the_better_region_and_depends_on_nothing_but_the_past():
 
 def play(scores: dict[str, list[float]], ladder: list[int], eta: int, rng: random.Random, slots: int = 1) -> Counter:
     """The epochs that each child trains when ASHA says who is next and the end of a stretch comes in any order."""
-    children = {name: Progress(name, number) for number, name in enumerate(scores)}
+    children = {name: ChildProgress(name, number) for number, name in enumerate(scores)}
     under_way: dict[str, int] = {}
     trained: Counter = Counter()
     while True:
@@ -177,7 +177,7 @@ def test_too_few_children_for_a_rung_still_have_one_that_is_done():
 
 
 def test_a_child_interrupted_between_rungs_goes_on_first():
-    children = [Progress("new", 0), Progress("half", 1, "paused", [0.1, 0.1])]
+    children = [ChildProgress("new", 0), ChildProgress("half", 1, "paused", [0.1, 0.1])]
     assert promote(children, [1, 3, 9], 3) == (children[1], 3)
 
 
@@ -196,10 +196,10 @@ def test_hyperband_has_brackets_in_its_proportions():
 
 
 def test_the_median_stops_who_is_behind_but_not_early():
-    others = [Progress(f"o{number}", number, "done", [0.5, 0.6, 0.7]) for number in range(5)]
-    slow, good = Progress("s", 9, "running", [0.1, 0.2]), Progress("g", 8, "running", [0.1, 0.65])
+    others = [ChildProgress(f"o{number}", number, "done", [0.5, 0.6, 0.7]) for number in range(5)]
+    slow, good = ChildProgress("s", 9, "running", [0.1, 0.2]), ChildProgress("g", 8, "running", [0.1, 0.65])
     assert is_below_median(slow, others) and not is_below_median(good, others)
-    assert not is_below_median(Progress("n", 7, "running", [0.1]), others)  # the first epoch says little
+    assert not is_below_median(ChildProgress("n", 7, "running", [0.1]), others)  # the first epoch says little
     assert not is_below_median(slow, others[:4])
 
 

@@ -1,0 +1,65 @@
+"""How a search begins: its parameters, data and weights, the code that it freezes, and its children, written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import params as params_module
+from folder.folder import Folder
+from folder.locate import find_data, find_weights
+from folder.provenance import changed_files, snapshot
+from include import CODE, RECORD
+from params import Params
+from search.engines.registry import ENGINES
+from search.scheduler import SEARCH, Scheduler
+from search.validation import check_search
+from utils import UserError
+
+Assignment = dict[str, object]  # which image validates in which fold
+
+
+def open_search(
+    folder: Folder,
+    data_dir: str | None,
+    overrides: dict[str, object],
+    assign_folds: Callable[[Params, Path], Assignment | None] | None = None,
+) -> tuple[Scheduler, Assignment | None]:
+    """The search of a parent folder, as its params.json, its record and the command line say; writes the children.
+
+    `data_dir`, `overrides`: from the command line; what was given at an earlier start still counts.
+    `assign_folds` looks at the data before any child is written; what it returns is returned. UserError.
+    """
+    # parameters: the file, then what earlier command lines changed, then this one
+    record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
+    overrides = params_module.deep_merge(record.get("overrides", {}), overrides)
+    params = params_module.load(folder.path, overrides)
+    # data and weights
+    data = find_data(data_dir, params, record.get("data_dir"))
+    if not data.is_dir():
+        raise UserError(f"{data}: no such dataset folder")
+    arguments = []
+    if params.search.restore_file:
+        weights = find_weights(folder, str(params.folder / params.search.restore_file))
+        arguments = ["--restore_file", str(weights.resolve())]
+    check_search(params)
+    assignment = assign_folds(params, data) if assign_folds else None
+    # children
+    is_stated = "parallel" in params.search.model_fields_set
+    num_slots = params.search.parallel if is_stated else ENGINES[params.search.engine].default_slots()
+    return Scheduler(folder, params, overrides, data, num_slots, arguments), assignment
+
+
+def freeze_code(search: Scheduler, accept: bool) -> list[str]:
+    """Freeze the code in record/code, or keep the frozen one; `accept`: replace it. Returns what to tell the user."""
+    folder = search.folder
+    resolved = search.params.resolved()
+    (folder.path / RECORD).mkdir(exist_ok=True)
+    changed = changed_files(folder, resolved) if (folder.path / CODE).exists() else []
+    if not changed:
+        snapshot(folder, resolved)
+        return []
+    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    if accept:
+        snapshot(folder, resolved)
+        search.arguments += ["--accept", "code"]
+        return [f"going on with changed code, as accepted: {names}"]
+    return [f"the search goes on with the code it began with ({names} changed since); --accept code takes the new"]
