@@ -15,14 +15,19 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Names for JSON in signatures, in place of Any. `Json` is what may be written or handed on. `JsonObject` is an object
+# that was read: its keys are known only to whoever asked for the file, so looking into it needs no cast.
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+JsonObject: TypeAlias = dict[str, Any]
 
 
 class UserError(Exception):
@@ -140,7 +145,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
                 os.unlink(temporary)
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
+def sealed(value: JsonObject) -> JsonObject:
     """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
     rest = {key: entry for key, entry in value.items() if key != "digest"}
     return rest | {"digest": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
@@ -164,12 +169,12 @@ def _umask() -> int:
 _UMASK = _umask()
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Json) -> str:
     """Indented JSON with a newline at its end; NaN and infinity are refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def write_json(path: Path | str, value: Json) -> None:
     write_atomic(path, to_json(value))
 
 
