@@ -57,7 +57,7 @@ def fetch(split: str, data_dir: Path, params: Params, trained: Trained, cache_di
 
 def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
     """Weights -> logits of every image -> metrics, the record of the look, tables and pictures."""
-    from engine.use.evaluation import collect, measure, per_class_markdown, record_look, write_evaluation
+    from engine.use.evaluation import class_table, collect_outputs, measure, record_look, write_evaluation
     from engine.use.inference import load_trained, parameters
     from model.metric import make_metrics
     from model.net import make_net
@@ -76,8 +76,8 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     views = f", tta {trained.tta}" if trained.tta != "none" else ""
     say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32{views}\n{loader.description}")
 
-    found = collect(trained, loader)
-    values = measure(metrics, found.logits, found.labels)
+    outputs = collect_outputs(trained, loader)
+    values = measure(metrics, outputs.logits, outputs.labels)
     files = output_paths(folder, args.out, split, trained.which)
     looks = None
     if split == "test":  # recorded before it is seen
@@ -87,14 +87,14 @@ def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]
     shown = {name: f"{name} {value:.4f}" for name, value in values.items() if value is not None}
     chosen_by = shown.get(reference_name(params.best_metric), "")
     title = f"{split}: {chosen_by}, {loader.num_images} images"
-    lines = write_evaluation(files["evaluation"], found, loader, title)
+    lines = write_evaluation(files["evaluation"], outputs, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)
     if "tensorboard" in params.observers and args.out is None:
         from engine.use.evaluation import show_in_tensorboard
 
         show_in_tensorboard(folder.path, files["evaluation"], split, trained.epoch or 0)
 
-    say(f"\n{per_class_markdown(lines, at_most=20)}\n\n{split}: {', '.join(shown.values())}")
+    say(f"\n{class_table(lines, at_most=20)}\n\n{split}: {', '.join(shown.values())}")
     if looks:
         say(f"look {looks} at this test set" + (": choose by validation metrics, not by these" if looks > 3 else ""))
     say("\n".join(f"{name:10} {path}" for name, path in files.items()))

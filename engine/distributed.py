@@ -1,49 +1,64 @@
-"""torchrun in; rank, world, device out. One process is a world of one and needs nothing of this."""
+"""Several processes of one run, as torchrun starts them: who they are, and what they tell each other.
+
+One process is a World of one: every method works and none of them needs torch.distributed.
+"""
+
+from __future__ import annotations
 
 import inspect
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder answers at once
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup, Work
+    from torch.distributed.distributed_c10d import Store
 
+Value = TypeVar("Value")
 
-_CONTROL: list[Any] = []  # the process group, on CPUs, for what is no tensor of the training
-_UNDER_WAY: list[Any] = []  # what the ranks are agreeing on
+_CONTROL: list[ProcessGroup] = []  # the process group, on CPUs, for everything that is no tensor of the training
+_UNDER_WAY: list[tuple[Tensor, Work]] = []  # the number that the ranks are agreeing on
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among those that torchrun started."""
+    """The number of this process (its rank) among those that torchrun started."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1  # processes on this machine
+    local_size: int = 1  # number of processes on this machine
 
     @property
     def is_main(self) -> bool:
+        """True of the one process that writes and prints."""
         return self.rank == 0
 
     def connect(self, device: str) -> None:
-        """Meet the other processes: nccl between GPUs, gloo between CPUs."""
+        """Meet the other processes: through nccl between GPUs, gloo between CPUs."""
         if self.size > 1:
             import torch.distributed as dist
+            from torch.distributed.distributed_c10d import PrefixStore
+            from torch.distributed.rendezvous import rendezvous
 
             on_gpu = device.startswith("cuda")
-            store, rank, size = next(dist.rendezvous("env://"))
+            store, rank, size = next(iter(rendezvous("env://")))
+            # All starts of a torchrun share one store: this start gets a part of it under a name of its own.
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                store = dist.PrefixStore(name_attempt(store, rank, size), store)
+                store = PrefixStore(name_attempt(store, rank, size), store)
             dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
-            _CONTROL[:] = [dist.new_group(backend="gloo")] if on_gpu else [dist.group.WORLD]
+            group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+            assert isinstance(group, dist.ProcessGroup)
+            _CONTROL[:] = [group]
 
     def leave(self) -> None:
+        """Part from the other processes; nothing when that was done before."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -55,11 +70,11 @@ class World:
                 dist.destroy_process_group()
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether `error` says that another process of the run is gone: gloo's, or nccl's."""
+        """Whether `error`, of gloo or nccl, means that another process of the run is gone."""
         words = ("gloo", "connection closed", "connection reset", "nccl", "process group")
         return self.size > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
-    def all_sum(self, tensor: "Tensor") -> "Tensor":
+    def all_sum(self, tensor: Tensor) -> Tensor:
         """The sum of `tensor` over all ranks."""
         if self.size > 1:
             import torch.distributed as dist
@@ -70,7 +85,7 @@ class World:
     def agree(self, number: int) -> int:
         """The largest number that any rank gave at the call before this one; 0 at first. Each rank gets the same.
 
-        The numbers of this call travel while the ranks compute: nobody waits for them here, and no GPU does.
+        The numbers of this call travel while the ranks compute: neither a process nor a GPU waits for them here.
         """
         if self.size == 1:
             return number
@@ -83,11 +98,13 @@ class World:
             work.wait()
             answer = int(value)
         value = torch.tensor(number)
-        _UNDER_WAY.append((value, dist.all_reduce(value, dist.ReduceOp.MAX, group=_CONTROL[0], async_op=True)))
+        travelling = dist.all_reduce(value, dist.ReduceOp.MAX, group=_CONTROL[0], async_op=True)
+        assert travelling is not None
+        _UNDER_WAY.append((value, travelling))
         return answer
 
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, known to each; tensors go through the CPU."""
+    def gather(self, value: Value) -> list[Value]:
+        """`value` of every rank, given to each of them; tensors go through the CPU."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -96,47 +113,61 @@ class World:
         dist.all_gather_object(values, value, group=_CONTROL[0])
         return values
 
-    def cat(self, parts: "list[Tensor]") -> "Tensor":
-        """The tensors of all ranks as one, along the first axis, on the CPU when there are several."""
+    def cat(self, parts: list[Tensor]) -> Tensor:
+        """The tensors of all ranks as one, along the first axis, on the CPU when there are several ranks."""
         import torch
 
         own = torch.cat(parts)
         return own if self.size == 1 else torch.cat(self.gather(own.cpu()))
 
-    def share(self, tensors: "Sequence[Tensor]") -> None:
-        """Rank 0's values in these tensors of every rank: batch norm's statistics are of its part of the images."""
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's values of these tensors to every rank: each has batch norm's statistics of its images alone."""
         if self.size > 1:
             import torch.distributed as dist
 
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def wrap(self, net: "nn.Module", device: str) -> Any:
-        """The net whose backward averages gradients over ranks."""
+    def wrap(self, net: nn.Module, device: str) -> nn.Module:
+        """The net whose backward pass averages gradients over ranks."""
         if self.size == 1:
             return net
         from torch.nn.modules.batchnorm import _BatchNorm
         from torch.nn.parallel import DistributedDataParallel
 
+        # Batch norm's statistics are shared once an epoch (see `share`), other buffers in each forward pass.
         norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-        statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}  # shared once an epoch, see `share`
+        statistics = {id(buffer) for norm in norms for buffer in norm.buffers()}
         has_others = any(id(buffer) not in statistics for buffer in net.buffers())
-        where = [self.local_rank] if device.startswith("cuda") else None
-        known = inspect.signature(DistributedDataParallel).parameters  # the older word is going out of use
-        word = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(net, where, **{word: has_others})
+        # The option has a new name in newer versions of torch.
+        options = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        sync_buffers: dict[str, Any] = {name: has_others}
+        devices = [self.local_rank] if device.startswith("cuda") else None
+        return DistributedDataParallel(net, devices, **sync_buffers)
 
-    def synced(self, forward: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel in the backward pass of a step's last micro-batch alone."""
-        return nullcontext() if is_last or self.size == 1 else forward.no_sync()
+    def synced(self, forward: nn.Module, is_last: bool) -> AbstractContextManager[object]:
+        """Gradients travel between ranks in the backward pass of a step's last micro-batch alone.
+
+        `forward`: what `wrap` gave.
+        """
+        return nullcontext() if is_last or self.size == 1 else _without_sync(forward)
 
 
-def name_attempt(store: Any, rank: int, size: int) -> str:
+def _without_sync(forward: nn.Module) -> AbstractContextManager[object]:
+    from torch.nn.parallel import DistributedDataParallel
+
+    assert isinstance(forward, DistributedDataParallel)
+    return forward.no_sync()
+
+
+def name_attempt(store: Store, rank: int, size: int) -> str:
     """A name that all ranks of this start know and no earlier start had.
 
-    torchrun keeps one store for all restarts, where the addresses of the dead are still found (pytorch #135712),
-    and its restart count differs between nodes. So each rank shows a word of its own, to which rank 0 of
-    the same start answers; who wrote an old word does not acknowledge the answer.
+    torchrun keeps one store for all restarts, where the addresses of dead processes can still be read (pytorch
+    #135712), and its restart count differs between nodes. So each rank writes a random word of its own, and rank 0
+    of the same start answers it with the name. A word of an earlier start gets an answer, too, which nobody
+    acknowledges: rank 0 goes on until every rank has acknowledged.
     """
     if rank:
         word = uuid.uuid4().hex
@@ -155,7 +186,14 @@ def name_attempt(store: Any, rank: int, size: int) -> str:
 
 
 def find_world() -> World:
-    """What torchrun put into the environment."""
-    get = os.environ.get
-    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
-    return World(**{field: int(get(name, name.endswith("SIZE"))) for field, name in names.items()})
+    """The World that torchrun put into the environment; one process without torchrun."""
+
+    def read(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
+
+    return World(
+        rank=read("RANK", 0),
+        size=read("WORLD_SIZE", 1),
+        local_rank=read("LOCAL_RANK", 0),
+        local_size=read("LOCAL_WORLD_SIZE", 1),
+    )

@@ -7,35 +7,34 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from engine.measure import compute_outputs, measure_images, measure_split
+from engine.protocols import Loader, Metric
 from include import RECORD, TENSORBOARD, TEST_LOOKS
 from report.figures import save_confusion_matrix, save_sheet, shorten, to_pixels
 from report.rows import count_looks
 from utils import write_atomic
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Line = dict[str, Any]  # column -> value
-HEADS = ("class", "images", "precision", "recall", "f1", "most often taken for")
+CLASS_HEADS = ("class", "images", "precision", "recall", "f1", "most often taken for")
 
 
 @dataclass(frozen=True)
-class Collected:
+class SplitOutput:
     """All logits of a split in the order of its files, and the images with the largest losses."""
 
     logits: Tensor  # (N, K) float64
     labels: Tensor  # (N,)
     positions: Tensor  # (N,) positions in loader.paths
     worst: Tensor  # (M,) rows of the above, largest loss first
-    pixels: np.ndarray  # (M, H, W, 3) uint8
+    pixels: np.ndarray  # (M, H, W, 3) uint8, of these rows
 
     @property
     def predicted(self) -> Tensor:
@@ -43,60 +42,65 @@ class Collected:
 
     @property
     def losses(self) -> Tensor:
-        return torch.nn.functional.cross_entropy(self.logits, self.labels, reduction="none")
+        return cross_entropy(self.logits, self.labels, reduction="none")
 
 
-class Worst:
-    """The `size` images with the largest losses so far."""
+class LargestLosses:
+    """The `size` images with the largest losses so far; of equal losses the earlier file."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, loader: Loader):
         self.size = size
+        self.mean = loader.pinned["mean"]
+        self.std = loader.pinned["std"]
         self.entries: list[tuple[float, int, np.ndarray]] = []  # (loss, position, pixels)
 
-    def add(self, losses: Tensor, positions: Tensor, images: Tensor, pinned: dict[str, Any]) -> None:
+    def add(self, losses: Tensor, positions: Tensor, images: Tensor) -> None:
         top = losses.topk(min(self.size, len(losses))).indices
-        pixels = to_pixels(images[top.to(images.device)], pinned["mean"], pinned["std"])
+        pixels = to_pixels(images[top.to(images.device)], self.mean, self.std)
         self.entries += zip(losses[top].tolist(), positions[top].tolist(), pixels, strict=True)
         self.entries = sorted(self.entries, key=lambda entry: (-entry[0], entry[1]))[: self.size]
 
 
-def collect(net: Callable[[Tensor], Tensor], loader: Any, num_worst: int = 24) -> Collected:
+def collect_outputs(net: Callable[[Tensor], Tensor], loader: Loader, num_worst: int = 24) -> SplitOutput:
     """Run `net` (images -> logits on the CPU) over every image of `loader` once."""
-    import numpy as np
-
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    worst = Worst(num_worst)
-    for images, labels, positions, weights in loader.batches(0):
-        counts = weights > 0
-        images, labels, positions = images[counts], labels[counts].cpu(), positions[counts.cpu()]
-        logits = net(images)  # (B, K)
-        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        worst.add(losses, positions, images, loader.pinned)
+    largest = LargestLosses(num_worst, loader)
+    for output in compute_outputs(net, loader):
+        # Leave the padding out.
+        counts = output.weights > 0
+        kept = counts.cpu()
+        logits = output.logits[kept]
+        labels = output.labels[counts].cpu()
+        positions = output.positions[kept]
+        # Keep the pixels of the images with the largest losses.
+        losses = cross_entropy(logits, labels, reduction="none")
+        largest.add(losses, positions, output.images[counts])
         parts.append((logits, labels, positions))
+    # Bring everything into the order of the files.
     logits, labels, positions = (torch.cat(part) for part in zip(*parts, strict=True))
     order = positions.argsort()
-    _, worst_positions, pixels = zip(*worst.entries, strict=True)
-    rows = torch.searchsorted(positions[order], torch.tensor(worst_positions))
-    return Collected(logits[order], labels[order], positions[order], rows, np.stack(pixels))
+    worst_positions = torch.tensor([position for _, position, _ in largest.entries])
+    worst = torch.searchsorted(positions[order], worst_positions)
+    pixels = np.stack([pixels for _, _, pixels in largest.entries])
+    return SplitOutput(logits[order], labels[order], positions[order], worst, pixels)
 
 
-def measure(metrics: dict[str, Any], logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Every metric over all images at once. None where a metric is not defined."""
-    values = {}
-    for name, metric in metrics.items():
-        value = metric(logits, labels)
-        value = float(value.double().mean()) if metric.per_image else float(value)
-        values[name] = value if math.isfinite(value) else None
-    return values
+def measure(metrics: Mapping[str, Metric], logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """Every metric over all images at once, in the order of `metrics`. None where a metric is not defined."""
+    values = {
+        name: float(of_images.double().mean()) for name, of_images in measure_images(metrics, logits, labels).items()
+    }
+    values |= measure_split(metrics, logits, labels)
+    return {name: values[name] if math.isfinite(values[name]) else None for name in metrics}
 
 
-def record_look(folder: Path, look: dict[str, Any]) -> int:
+def record_look(folder: Path, look: dict[str, object]) -> int:
     """Append a line to record/test_looks.jsonl. Returns the number of looks so far, this one included."""
     path = folder / TEST_LOOKS
     (folder / RECORD).mkdir(exist_ok=True)
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    is_torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(look, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(("\n" if is_torn else "") + json.dumps(look, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     return count_looks(path)
@@ -105,47 +109,72 @@ def record_look(folder: Path, look: dict[str, Any]) -> int:
 # --- tables ---------------------------------------------------------------------------------------------
 
 
-def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[np.ndarray, list[Line]]:
-    """(confusion matrix (K, K): true x predicted; one line per class). 0 where a ratio is not defined."""
+@dataclass(frozen=True)
+class ClassScores:
+    """One line of per_class.csv, its fields in the order of CLASS_HEADS."""
+
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+    taken_for: str  # the class that it was most often mistaken for, and how often
+
+
+def score_classes(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[np.ndarray, list[ClassScores]]:
+    """(confusion matrix (K, K): true x predicted; the scores of each class). 0 where a ratio is not defined."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     numbers = range(len(classes))
     matrix = confusion_matrix(labels, predicted, labels=numbers)
-    ratios = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore
-    columns: list[Any] = [column.tolist() for column in ratios]  # type: ignore
+    columns = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # pyright: ignore[reportArgumentType]  (its stubs want a str)
+    precision, recall, f1, images = (np.asarray(column).tolist() for column in columns)
     lines = []
     for number, name in enumerate(classes):
         mistakes = matrix[number].copy()
         mistakes[number] = 0
         other = int(mistakes.argmax())
         taken_for = f"{classes[other]} ({mistakes[other]})" if mistakes[other] else ""
-        precision, recall, f1, images = (column[number] for column in columns)
-        lines.append(dict(zip(HEADS, (name, images, precision, recall, f1, taken_for), strict=True)))
+        lines.append(ClassScores(name, images[number], precision[number], recall[number], f1[number], taken_for))
     return matrix, lines
 
 
-def per_class_markdown(lines: Sequence[Line], at_most: int | None = None) -> str:
-    """The table with its means; of many classes only the `at_most` with the lowest F1."""
+def class_table(lines: Sequence[ClassScores], at_most: int | None = None) -> str:
+    """The scores of each class and their means, as Markdown; of many classes the `at_most` with the lowest F1."""
     from tabulate import tabulate
 
-    few = at_most is not None and len(lines) > at_most
-    shown = sorted(lines, key=lambda line: line["f1"])[:at_most] if few else list(lines)
-    seen = [line for line in lines if line["images"]]
-    mean: Line = {"class": "mean over the classes", "images": sum(line["images"] for line in seen)}
-    mean |= {key: sum(line[key] for line in seen) / max(len(seen), 1) for key in ("precision", "recall", "f1")}
-    table = [[_cell(line.get(head, "")) for head in HEADS] for line in [*shown, mean]]
+    is_cut = at_most is not None and len(lines) > at_most
+    shown = sorted(lines, key=lambda line: line.f1)[:at_most] if is_cut else list(lines)
+    table = [[_cell(value) for value in astuple(line)] for line in [*shown, mean_scores(lines)]]
     align = ("left", "right", "right", "right", "right", "left")
-    text = tabulate(table, HEADS, tablefmt="github", disable_numparse=True, colalign=align)
-    return text + (f"\n\nThe {at_most} classes with the lowest F1, of {len(lines)}." if few else "")
+    text = tabulate(table, CLASS_HEADS, tablefmt="github", disable_numparse=True, colalign=align)
+    return text + (f"\n\nThe {at_most} classes with the lowest F1, of {len(lines)}." if is_cut else "")
 
 
-def _cell(value: Any) -> str:
+def mean_scores(lines: Sequence[ClassScores]) -> ClassScores:
+    """The mean over the classes that have images."""
+    present = [line for line in lines if line.images]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / max(len(present), 1)
+
+    return ClassScores(
+        name="mean over the classes",
+        images=sum(line.images for line in present),
+        precision=mean(line.precision for line in present),
+        recall=mean(line.recall for line in present),
+        f1=mean(line.f1 for line in present),
+        taken_for="",
+    )
+
+
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return shorten(value, 40).replace("|", "\\|") if value != "" else ""
+    return shorten(str(value), 40).replace("|", "\\|") if value != "" else ""
 
 
-def write_csv(path: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]] | Iterator[Sequence[Any]]) -> None:
+def write_csv(path: Path, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     """A CSV file; file names that are not UTF-8 keep their bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -157,35 +186,38 @@ def write_csv(path: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]] |
 # --- what evaluate.py leaves ----------------------------------------------------------------------------
 
 
-def write_evaluation(out: Path, found: Collected, loader: Any, title: str) -> list[Line]:
-    """per_class, confusion_matrix, predictions and top_losses under `out`. Returns the per-class lines."""
+def write_evaluation(out: Path, outputs: SplitOutput, loader: Loader, title: str) -> list[ClassScores]:
+    """per_class, confusion_matrix, predictions and top_losses under `out`. Returns the scores of each class."""
     out.mkdir(parents=True, exist_ok=True)
     classes = loader.classes
-    matrix, lines = per_class(found.labels, found.predicted, classes)
-    write_csv(out / "per_class.csv", HEADS, [[line[head] for head in HEADS] for line in lines])
-    write_atomic(out / "per_class.md", per_class_markdown(lines) + "\n")
+    matrix, lines = score_classes(outputs.labels, outputs.predicted, classes)
+    write_csv(out / "per_class.csv", CLASS_HEADS, map(astuple, lines))
+    write_atomic(out / "per_class.md", class_table(lines) + "\n")
     table = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
     write_csv(out / "confusion_matrix.csv", ["true / predicted", *classes], table)
     save_confusion_matrix(out / "confusion_matrix.png", matrix, classes, title)
-    write_csv(out / "predictions.csv", ["path", "label", "predicted", *[f"prob_{name}" for name in classes]],
-              _predictions(found, loader))  # fmt: skip
-    save_sheet(out / "top_losses.png", found.pixels, _top_captions(found, classes))
+    heads = ["path", "label", "predicted", *[f"prob_{name}" for name in classes]]
+    write_csv(out / "predictions.csv", heads, _prediction_rows(outputs, loader))
+    save_sheet(out / "top_losses.png", outputs.pixels, _top_captions(outputs, classes))
     return lines
 
 
-def _predictions(found: Collected, loader: Any) -> Iterator[list[str]]:
-    rows = zip(found.positions, found.labels, found.predicted, found.logits.softmax(dim=1).tolist(), strict=True)
-    for position, label, predicted, probabilities in rows:
+def _prediction_rows(outputs: SplitOutput, loader: Loader) -> Iterable[list[str]]:
+    probabilities = outputs.logits.softmax(dim=1).tolist()
+    columns = (outputs.positions.tolist(), outputs.labels.tolist(), outputs.predicted.tolist(), probabilities)
+    for position, label, predicted, values in zip(*columns, strict=True):
         names = [loader.paths[position], loader.classes[label], loader.classes[predicted]]
-        yield [*names, *(f"{value:.9g}" for value in probabilities)]
+        yield [*names, *(f"{value:.9g}" for value in values)]
 
 
-def _top_captions(found: Collected, classes: Sequence[str]) -> list[list[str]]:
-    """Three lines for each: the class, what it was taken for, how sure."""
-    probabilities, losses = found.logits.softmax(dim=1), found.losses
+def _top_captions(outputs: SplitOutput, classes: Sequence[str]) -> list[list[str]]:
+    """Three lines for each image: its class, the class it was taken for, with which probability and loss."""
+    probabilities = outputs.logits.softmax(dim=1)
+    losses = outputs.losses
     captions = []
-    for row in found.worst.tolist():
-        label, predicted = int(found.labels[row]), int(found.predicted[row])
+    for row in outputs.worst.tolist():
+        label = int(outputs.labels[row])
+        predicted = int(outputs.predicted[row])
         verdict = "recognised" if label == predicted else f"taken for {classes[predicted]}"
         sure = f"at {float(probabilities[row, predicted]):.2f}, loss {float(losses[row]):.2f}"
         captions.append([classes[label], verdict, sure])
@@ -193,8 +225,7 @@ def _top_captions(found: Collected, classes: Sequence[str]) -> list[list[str]]:
 
 
 def show_in_tensorboard(folder: Path, out: Path, split: str, step: int) -> None:
-    """The two pictures under `out`, as events of the experiment."""
-    import numpy as np
+    """Add the two pictures under `out` to the TensorBoard events of the experiment."""
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import evaluate
 import predict
-from engine.use.evaluation import collect, per_class, per_class_markdown, record_look
+from engine.use.evaluation import class_table, collect_outputs, record_look, score_classes
 from engine.use.inference import Trained, with_its_code
 from include import ROOT
 from model.tta import average_views
@@ -176,10 +176,10 @@ def test_mistakes_are_named(world, tmp_path, capsys):
 
 
 def test_per_class_with_classes_that_do_not_occur():
-    matrix, lines = per_class(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), ["a", "b|c", "never"])
+    matrix, lines = score_classes(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), ["a", "b|c", "never"])
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert lines[0]["most often taken for"] == "b|c (1)" and lines[2]["images"] == 0 and lines[2]["f1"] == 0
-    text = per_class_markdown(lines, at_most=2)
+    assert lines[0].taken_for == "b|c (1)" and lines[2].images == 0 and lines[2].f1 == 0
+    text = class_table(lines, at_most=2)
     assert "b\\|c" in text and "lowest F1, of 3" in text
     assert "mean over the classes |        3 |      0.7500" in text
 
@@ -207,7 +207,7 @@ class Loader:
     pinned = {"mean": [0.5] * 3, "std": [0.2] * 3}
     labels = torch.arange(10) % 3
 
-    def batches(self, epoch: int):
+    def batches(self, epoch: int, start_step: int = 0):
         for part in torch.tensor([7, 2, 9, 0, 1, 3, 4, 5, 6, 8]).split(4):
             images = (
                 torch.zeros(len(part), 3, 4, 4) + torch.nn.functional.one_hot(self.labels[part], 3)[..., None, None]
@@ -223,12 +223,14 @@ class Loader:
 
 def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
     kit = {"classes": ["a", "b", "c"], "im_sz": 4, "normalisation": Loader.pinned}
-    found = collect(Trained(Own(), Path(), "best", None, kit, "cpu", average_views, "none"), Loader(), num_worst=3)
-    assert found.positions.tolist() == list(range(10)) and (found.labels == Loader.labels).all()
-    assert torch.isfinite(found.logits).all() and not (found.predicted == found.labels).any()  # argmin: all wrong
-    assert len(found.worst) == len(found.pixels) == 3
-    for row, pixels in zip(found.worst, found.pixels, strict=True):  # each picture is that of its row
-        assert pixels[0, 0].argmax() == found.labels[row]
+    outputs = collect_outputs(
+        Trained(Own(), Path(), "best", None, kit, "cpu", average_views, "none"), Loader(), num_worst=3
+    )
+    assert outputs.positions.tolist() == list(range(10)) and (outputs.labels == Loader.labels).all()
+    assert torch.isfinite(outputs.logits).all() and not (outputs.predicted == outputs.labels).any()  # argmin: all wrong
+    assert len(outputs.worst) == len(outputs.pixels) == 3
+    for row, pixels in zip(outputs.worst, outputs.pixels, strict=True):  # each picture is that of its row
+        assert pixels[0, 0].argmax() == outputs.labels[row]
 
 
 def test_references_are_read_from_the_copy_that_ran(tmp_path):

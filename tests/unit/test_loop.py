@@ -139,7 +139,7 @@ def test_left_at_every_yield_it_goes_on_to_the_same_bits(case):
         saved = torch.load(io.BytesIO(serialised(state)), weights_only=True)
         run, state = make(**CASES[case])
         state.load_state_dict(saved)
-    assert kinds == {"Step", "Progress", "Epoch"}
+    assert kinds == {"Step", "EvalStep", "Epoch"}
     assert outcome(state) == expected
 
 
