@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kit import ROOT
 from loaders import make_params, noise
 
-from model.augment import PRESETS, Augment, PythonRandom, make_augment, mix
-from model.pixels import fused as windows
+from model.augment import PRESETS, Augment, make_augment, mix
+from model.pixels import fused
 from model.pixels.batched import (
     cutout_batch,
     draw_boxes,
@@ -25,7 +25,8 @@ from model.pixels.batched import (
     sample_boxes,
     uniform,
 )
-from model.pixels.fused import BoxRecipe, Recipe, make_recipe
+from model.pixels.fused import FusedGather, FusedResizedCrop, fuse
+from model.pixels.per_image import PythonRandom
 from utils import UserError, key64
 
 NUM = 1500
@@ -171,7 +172,7 @@ def pieces(augment: Augment, store: torch.Tensor, rows: np.ndarray, epoch: int =
 @example((9, 9, 5, [("RandomResizedCrop", 7, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", 3, 20)]), 30, 0, False)
 @example((7, 7, 8, [("PadIfNeeded", 8, 8)]), 30, 0, False)  # a border on one side
 @example((2, 2, 5, [("PadIfNeeded", 5, 5)]), 1, 0, False)  # fewer pixels in all than in a row of the window
-def test_one_gather_is_what_the_twins_do_one_after_another(recipe, num, epoch, alternate):
+def test_one_gather_is_what_the_transforms_do_one_after_another(recipe, num, epoch, alternate):
     """From whichever place, by runs or by pixels, in small pieces or in one: to the bit."""
     height, width, im_sz, steps = recipe
     augment = Augment([transform_of(*step) for step in steps], im_sz, seed=3, alternate=alternate)
@@ -185,27 +186,27 @@ def test_one_gather_is_what_the_twins_do_one_after_another(recipe, num, epoch, a
             pieces(augment, store, rows, epoch)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "PIECE", 4 * im_sz**2 * 3)
+        patch.setattr(fused, "PIECE", 4 * im_sz**2 * 3)
         assert torch.equal(pieces(augment, store, rows, epoch), wanted)
-    found = make_recipe(augment.twins, height, width, im_sz, on_cpu=False)
-    if found:
-        drawn = found.windows(len(rows), lambda streams: augment.draws(epoch, rows, streams))
-        assert torch.equal(found.gather_by_pixel(store, rows, drawn), wanted)
+    gather = fuse(augment.batch_transforms, height, width, im_sz, on_cpu=False)
+    if gather:
+        drawn = gather.draw_windows(len(rows), lambda streams: augment.draw(epoch, rows, streams))
+        assert torch.equal(gather.gather_by_pixel(store, rows, drawn), wanted)
 
 
 def test_what_the_presets_need_is_one_gather():
     for preset, base, kind in (
-        ("none", 36, Recipe),
-        ("crop", 32, Recipe),
-        ("flip_crop", 32, Recipe),
-        ("flip_crop", 256, BoxRecipe),
+        ("none", 36, FusedGather),
+        ("crop", 32, FusedGather),
+        ("flip_crop", 32, FusedGather),
+        ("flip_crop", 256, FusedResizedCrop),
     ):
         im_sz = min(base, 32) if base < 256 else 224
-        twins = augment(preset, im_sz, base).twins
-        assert isinstance(make_recipe(twins, base, base, im_sz, on_cpu=True), kind)
+        transforms = augment(preset, im_sz, base).batch_transforms
+        assert isinstance(fuse(transforms, base, base, im_sz, on_cpu=True), kind)
     hole = {"name": "CoarseDropout", "num_holes_range": [1, 1], "hole_height_range": [8, 8], "hole_width_range": [8, 8]}
-    twins = augment([*PRESETS["flip_crop"](32, 32), hole]).twins
-    assert isinstance(make_recipe(twins, 32, 32, 32, on_cpu=True), Recipe)
+    transforms = augment([*PRESETS["flip_crop"](32, 32), hole]).batch_transforms
+    assert isinstance(fuse(transforms, 32, 32, 32, on_cpu=True), FusedGather)
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -240,13 +241,13 @@ def test_per_image_draws_are_philox_of_the_image_alone():
     """Numbers of both generators come from one fresh counter-based stream per image, whatever was drawn before."""
     pipeline = augment(["RandomBrightnessContrast"])
     image, drawn = noise(32, 32), []
-    jitter = pipeline._pipeline.transforms[0]
+    jitter = pipeline.pipeline.compose.transforms[0]
     jitter.get_params_dependent_on_data = lambda *_, **__: (
         drawn.append((jitter.random_generator.random(), jitter.py_random.random())) or {"alpha": 1.0, "beta": 0.0}
     )
     jitter.p = 1.0
     for index in (5, 6, 5):
-        pipeline._pipeline.py_random.getrandbits(40)
+        pipeline.pipeline.compose.py_random.getrandbits(40)
         pipeline.image(image, 2, index)
     rng = np.random.Generator(np.random.Philox(key=key64(3, "augment", 2, 5)))
     rng.random()  # Compose's own
@@ -323,7 +324,7 @@ def test_a_list_of_ones_own():
         ({"name": "HorizontalFlip", "p": 0}, True),
     ],
 )
-def test_a_twin_takes_only_what_it_does_alike(transform, is_batched):
+def test_batches_take_only_what_they_do_alike(transform, is_batched):
     assert augment([transform]).batched is is_batched
 
 
