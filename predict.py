@@ -73,7 +73,8 @@ def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[s
 
     from model.pixels.normalise import Normalise
 
-    normalise = Normalise(trained.pinned, trained.device)
+    pinned = trained.pinned
+    normalise = Normalise(pinned["im_sz"], pinned["mean"], pinned["std"], trained.device)
 
     def logits(images: list[np.ndarray]) -> Tensor:
         return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device)))

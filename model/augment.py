@@ -91,7 +91,7 @@ PRESETS: dict[str, Callable[[int, int], Transforms]] = {
 
 
 class Augment:
-    """The augmentation of a training set: `pieces` of a batch on the device, if `batched`; else `image` in workers.
+    """The augmentation of a training set: `pieces` of a batch on the device, if `is_batched`; else `image` in workers.
 
     `per_image`: by albumentations, even where it could be done in batches. `alternate`: whether an image is flipped is
     drawn once, and alternates from epoch to epoch (Keller Jordan, arXiv:2404.00498).
@@ -104,8 +104,8 @@ class Augment:
         self.alternate = alternate
         batched = [find_batched(transform) for transform in transforms]
         self.batch_transforms = [transform for transform in batched if transform]
-        self.batched = None not in batched and not per_image
-        self.pipeline = None if self.batched else PerImagePipeline(transforms)
+        self.is_batched = None not in batched and not per_image
+        self.pipeline = None if self.is_batched else PerImagePipeline(transforms)
         self._fused: dict[tuple[int, int, bool], FusedGather | FusedResizedCrop | None] = {}
 
     def draw(self, epoch: int, indices: np.ndarray, streams: list[str]) -> np.ndarray:
@@ -190,7 +190,7 @@ def make_augment(params: Params, im_sz: int, base_size: int, per_image: bool = F
     # Try it: a crop may be larger than the images.
     blank = np.zeros((base_size, base_size, 3), np.uint8)
     try:
-        if augment.batched:
+        if augment.is_batched:
             augment.batch(torch.from_numpy(blank)[None], 0, np.zeros(1, np.int64))
         else:
             augment.image(blank, 0, 0)

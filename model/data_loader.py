@@ -27,7 +27,7 @@ from model.images.split import Split
 from model.images.subsets import limit
 from model.pixels import progressive
 from model.pixels.fused import one_thread
-from model.pixels.normalise import Normalise, Room
+from model.pixels.normalise import BatchBuffer, Normalise
 from params import Params
 from utils import key64, lookup
 
@@ -119,7 +119,7 @@ class Loader(Split):
         self.fetcher = Fetcher(source, self.augment, params, device, order.micro_batch_size)
         self._labels = torch.from_numpy(source.index.labels)  # (N,) int32
         self._crop = self.augment or Augment([], self.im_sz, params.seed)  # evaluation takes the centre
-        self._normalise = Normalise(dict(pinned), device)
+        self._normalise = Normalise(self.im_sz, pinned["mean"], pinned["std"], device)
 
     # --- batches ---
 
@@ -129,16 +129,16 @@ class Loader(Split):
         (images (B, 3, H, W) float32, channels last in memory; labels (B,) int64, or soft (B, K) when mixed;
         positions (B,) on the CPU; weights (B,), 0 for padding)
         """
-        room = Room(self.im_sz, self.device)
+        buffer = BatchBuffer(self.im_sz, self.device)
         for micro_batch, stored in self.fetcher.fetch(epoch, self.order.micro_batches(epoch, start_step)):
-            yield self._make_batch(room, epoch, micro_batch, stored)
+            yield self._make_batch(buffer, epoch, micro_batch, stored)
 
-    def _make_batch(self, room: Room, epoch: int, micro_batch: MicroBatch, stored: Stored) -> Batch:
+    def _make_batch(self, buffer: BatchBuffer, epoch: int, micro_batch: MicroBatch, stored: Stored) -> Batch:
         """Base images -> what the net takes, on the device."""
         params, positions = self.params, torch.from_numpy(micro_batch.positions)
         # Augment, normalise and resize.
         with one_thread() if self.device == "cpu" else nullcontext():
-            images = self._make_images(room, epoch, micro_batch, stored)
+            images = self._make_images(buffer, epoch, micro_batch, stored)
         labels = self._labels[positions].long().to(self.device, non_blocking=True)
         # Mix images and labels of training batches.
         if self.is_train and (params.mixup or params.cutmix):
@@ -150,14 +150,14 @@ class Loader(Split):
             weights[micro_batch.num_real :] = 0
         return images, labels, positions, weights
 
-    def _make_images(self, room: Room, epoch: int, micro_batch: MicroBatch, stored: Stored) -> Tensor:
+    def _make_images(self, buffer: BatchBuffer, epoch: int, micro_batch: MicroBatch, stored: Stored) -> Tensor:
         """(B, 3, side, side) float32, augmented, normalised and of the size that this epoch has."""
-        images = room.empty(len(micro_batch.positions))  # (B, im_sz, im_sz, 3)
+        images = buffer.take(len(micro_batch.positions))  # (B, im_sz, im_sz, 3)
         if self.fetcher.augments_each:
-            self._normalise.into(stored.images, images)
+            self._normalise.write(stored.images, images)
         else:
             for part, pixels in self._crop.pieces(stored.images, stored.rows, epoch, micro_batch.positions):
-                self._normalise.into(pixels, images[part])
+                self._normalise.write(pixels, images[part])
         side = progressive.size_at(self.params, self.im_sz, epoch) if self.is_train else self.im_sz
         return progressive.resize(images.permute(0, 3, 1, 2), side)
 
@@ -177,8 +177,8 @@ class Loader(Split):
         source = self.source
         steps = [f"{self.split}: {self.num_images} images of {len(self.classes)} classes at {self.im_sz} px"]
         if self.augment:
-            steps.append("augmented in batches" if self.augment.batched else "augmented per image")
-        if self.is_train and (sizes := progressive.describe(self.params, self.im_sz)):
+            steps.append("augmented in batches" if self.augment.is_batched else "augmented per image")
+        if self.is_train and (sizes := progressive.describe_training_sizes(self.params, self.im_sz)):
             steps.append(sizes)
         steps += [self.fetcher.description, f"{self.num_workers} workers"]
         num_skipped = len(source.skipped)

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, gelu, max_pool2d
 
 from model.nets.build import NetSpec, build_net, check_output
 from model.nets.weights import clean_names, load_tensors, published_weights
-from model.pixels.progressive import sizes
+from model.pixels.progressive import list_training_sizes
 from params import Params
 from utils import UserError, read_tensors
 
@@ -222,7 +222,7 @@ def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | N
     net = build_net(spec, NETS, params.seed)
     # Try it with every size that training images will have.
     is_library = not (params.arch in NETS or spec.is_own)
-    for side in sizes(params, im_sz):
+    for side in list_training_sizes(params, im_sz):
         if not (is_library and side == im_sz >= LIBRARY_SIZE):
             check_output(net, params.arch, num_classes, side)
     # Load the weights.

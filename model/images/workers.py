@@ -33,7 +33,7 @@ class BatchReader(Dataset):
 
     def __init__(self, source: Source, augment: Augment | None):
         self.source = source
-        self.augment = augment if augment and not augment.batched else None
+        self.augment = augment if augment and not augment.is_batched else None
         self.current = multiprocessing.RawArray("q", 64)  # the position that each worker is working on
 
     def begin(self, position: int) -> None:

@@ -1,4 +1,5 @@
-"""Augmentation, resizing and normalisation of a whole batch at once, as uint8. May import include, utils and params.
+"""From uint8 base images to what a net takes: augmentation, normalisation, size. May import include, utils and params.
 
-Start reading at batched.py (each transform) and fused.py (a recipe done in one gather).
+batched.py has each transform of a whole batch; windows.py and fused.py do several of them as one gather; per_image.py
+is albumentations; normalise.py makes floats; progressive.py says the size of an epoch. Start reading at batched.py.
 """

@@ -1,7 +1,9 @@
-"""Progressive resizing: smaller training images in the first epochs (Composer's terms and shape).
+"""Progressive resizing: smaller training images in the first epochs (terms and shape of MosaicML's Composer).
 
 The size of an epoch is a function of its number. Evaluation is always at full size.
 """
+
+import math
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -10,15 +12,15 @@ from params import Params
 
 
 def size_at(params: Params, im_sz: int, epoch: int) -> int:
-    """Side in pixels of the training images in an epoch: a multiple of size_increment, or `im_sz` itself.
+    """Side in pixels of the training images in an epoch (from 0): a multiple of size_increment, or `im_sz` itself.
 
-    `initial_scale` for `delay_fraction` of the epochs, then growing linearly to full size, which the last
-    `finetune_fraction` of them have.
+    `initial_scale` of it for `delay_fraction` of the epochs, then growing linearly to full size, which the last
+    `finetune_fraction` of the epochs have.
     """
     how = params.progressive
     if how is None:
         return im_sz
-    elapsed = epoch / params.num_epochs
+    elapsed = epoch / params.num_epochs  # fraction of the run
     growing = 1 - how.delay_fraction - how.finetune_fraction
     if elapsed >= 1 - how.finetune_fraction:
         return im_sz
@@ -28,23 +30,19 @@ def size_at(params: Params, im_sz: int, epoch: int) -> int:
     return min(im_sz, max(how.size_increment, side))
 
 
-def sizes(params: Params, im_sz: int) -> list[int]:
-    """The sides that the training images will have, smallest first, for a net to be tried with."""
-    return sorted({size_at(params, im_sz, epoch) for epoch in range(_num_epochs(params))} | {im_sz})
+def list_training_sizes(params: Params, im_sz: int) -> list[int]:
+    """The sides that the training images will have, and im_sz, smallest first: what a net is tried with."""
+    return sorted({size_at(params, im_sz, epoch) for epoch in range(math.ceil(params.num_epochs))} | {im_sz})
 
 
-def describe(params: Params, im_sz: int) -> str:
-    """ "progressive: 16 px to 32 px by epoch 6", or nothing."""
-    found = sizes(params, im_sz)
-    if len(found) == 1:
+def describe_training_sizes(params: Params, im_sz: int) -> str:
+    """ "progressive: 16 px to 32 px by epoch 6"; "" when all epochs have the same size."""
+    smallest, *others = list_training_sizes(params, im_sz)
+    if not others:
         return ""
-    epochs = range(_num_epochs(params) + 1)
+    epochs = range(math.ceil(params.num_epochs) + 1)
     full = next((epoch for epoch in epochs if size_at(params, im_sz, epoch) == im_sz), epochs[-1])
-    return f"progressive: {found[0]} px to {im_sz} px by epoch {full}"
-
-
-def _num_epochs(params: Params) -> int:
-    return -int(-params.num_epochs // 1)  # a last part of an epoch is one too
+    return f"progressive: {smallest} px to {im_sz} px by epoch {full}"
 
 
 def resize(images: Tensor, side: int) -> Tensor:

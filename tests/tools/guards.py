@@ -131,7 +131,7 @@ GUARDS = [
           "tests/unit/test_recipes.py::test_training_evaluation_and_prediction_use_the_same_views"),
     Guard("prepare leaves the folder alone", "train.py", "    if args.prepare:\n        world.leave()", "    if False:\n        world.leave()",
           "tests/unit/test_recipes.py::test_prepare_builds_the_cache_and_leaves_the_folder_alone"),
-    Guard("every progressive size is tried", "model/net.py", "    for side in sizes(params, im_sz):", "    for side in [im_sz]:",
+    Guard("every progressive size is tried", "model/net.py", "    for side in list_training_sizes(params, im_sz):", "    for side in [im_sz]:",
           "tests/unit/test_net.py::test_progressive_sizes_that_the_net_cannot_take_are_one_line"),
     Guard("copies of an image are in one fold", "model/images/folds.py",
           "    is_new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)\n", "",

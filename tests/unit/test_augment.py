@@ -44,7 +44,7 @@ def coordinates(side: int) -> np.ndarray:
 
 def run(pipeline, image: np.ndarray, num: int, epoch: int = 0) -> np.ndarray:
     """(num, h, w, 3): the image as positions 0 .. num - 1 of a dataset, by the pipeline's own road."""
-    if pipeline.batched:
+    if pipeline.is_batched:
         return pipeline.batch(torch.from_numpy(image).expand(num, *image.shape), epoch, np.arange(num)).numpy()
     return np.stack([pipeline.image(image, epoch, position) for position in range(num)])
 
@@ -263,7 +263,7 @@ def test_cutout_makes_one_hole_of_its_size():
     hole = {"num_holes_range": [1, 1], "hole_height_range": [6, 6], "hole_width_range": [4, 4], "fill": 7}
     for per_image in (False, True):
         pipeline = augment([{"name": "CoarseDropout", **hole, "p": 0.5}], per_image=per_image)
-        assert pipeline.batched is not per_image
+        assert pipeline.is_batched is not per_image
         filled = (run(pipeline, np.full((32, 32, 3), 200, np.uint8), 400) == 7).all(-1)
         sizes = filled.sum((1, 2))
         assert set(sizes) == {0, 24} and abs((sizes > 0).mean() - 0.5) < 0.1
@@ -280,7 +280,7 @@ def test_presets(preset, im_sz, base):
     image = noise(base, base)
     out = run(pipeline, image, 3)
     assert out.shape == (3, im_sz, im_sz, 3) and out.dtype == np.uint8
-    assert np.array_equal(run(pipeline, image, 3), out) and pipeline.batched is (preset != "strong")
+    assert np.array_equal(run(pipeline, image, 3), out) and pipeline.is_batched is (preset != "strong")
     if preset != "none":
         assert not np.array_equal(run(pipeline, image, 3, epoch=1), out)
     json.dumps(pipeline.record())
@@ -296,7 +296,7 @@ def test_an_image_does_not_depend_on_those_before_it():
 def test_a_list_of_ones_own():
     jitter = {"name": "ColorJitter", "brightness": 0.2, "p": 0.5}
     pipeline = augment(["HorizontalFlip", jitter, {"name": "Rotate", "limit": [-10, 10]}])
-    assert not pipeline.batched and run(pipeline, noise(32, 32), 2).shape == (2, 32, 32, 3)
+    assert not pipeline.is_batched and run(pipeline, noise(32, 32), 2).shape == (2, 32, 32, 3)
     names = [t["__class_fullname__"] for t in pipeline.record()["transform"]["transforms"]]
     assert names == ["HorizontalFlip", "ColorJitter", "Rotate"]
     larger = augment([{"name": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4}])
@@ -325,7 +325,7 @@ def test_a_list_of_ones_own():
     ],
 )
 def test_batches_take_only_what_they_do_alike(transform, is_batched):
-    assert augment([transform]).batched is is_batched
+    assert augment([transform]).is_batched is is_batched
 
 
 WRONG = [

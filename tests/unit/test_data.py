@@ -24,8 +24,8 @@ from model.images.decode import ImageError, base_image, image_size, jpeg_orienta
 from model.images.index import describe_ignored, find_splits, index_split
 from model.images.order import EpochOrder, position_dtype
 from model.images.paths import Paths
-from model.pixels.normalise import Room
-from model.pixels.progressive import size_at, sizes
+from model.pixels.normalise import BatchBuffer
+from model.pixels.progressive import list_training_sizes, size_at
 from utils import UserError, key64
 
 ORIENTATION = 0x0112
@@ -646,22 +646,22 @@ def test_a_batch_stays_as_it_is_while_somebody_holds_a_part_of_it(data):
     for gradient, images in zip(gradients, wanted, strict=True):  # autograd held the images
         loss = torch.nn.functional.conv2d(images, weight).square().sum()
         assert torch.equal(gradient, torch.autograd.grad(loss, weight)[0])
-    room = Room(8, "cpu")
-    first = room.empty(4)
-    memory = room.lent[0][0]
+    buffer = BatchBuffer(8, "cpu")
+    first = buffer.take(4)
+    memory = buffer.lent[0][0]
     view = first[2:, 0]
     del first
-    room.empty(3)
-    assert room.lent[-1][0] is not memory
+    buffer.take(3)
+    assert buffer.lent[-1][0] is not memory
     del view
-    room.empty(4)  # the only one that is large enough
-    assert room.lent[-1][0] is memory and len(room.lent) == 2
+    buffer.take(4)  # the only one that is large enough
+    assert buffer.lent[-1][0] is memory and len(buffer.lent) == 2
 
 
 def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
     before, part = torch.get_num_threads(), loader(data)
-    normalise, seen = part._normalise.into, []
-    part._normalise.into = lambda *values: (seen.append(torch.get_num_threads()), normalise(*values))
+    normalise, seen = part._normalise.write, []
+    part._normalise.write = lambda *values: (seen.append(torch.get_num_threads()), normalise(*values))
     torch.set_num_threads(2)
     try:
         for _ in part.batches(0):
@@ -680,7 +680,9 @@ def test_progressive_resizing(tmp_path):
     both, plain = loaders(tmp_path / "data", "train", "valid", **values), loader(tmp_path / "data", mixup=0.3)
     found = [next(both["train"].batches(epoch))[0].shape[2] for epoch in range(12)]
     assert found == [16, 16, 16, 16, 16, 20, 24, 28, 32, 32, 32, 32]  # the last two: after an extension
-    assert sizes(both["train"].params, 32) == [16, 20, 24, 28, 32] and sizes(plain.params, 32) == [32]
+    assert list_training_sizes(both["train"].params, 32) == [16, 20, 24, 28, 32] and list_training_sizes(
+        plain.params, 32
+    ) == [32]
     assert "augmented in batches, progressive: 16 px to 32 px by epoch 8, decoded" in both["train"].description
     assert "progressive" not in both["valid"].description and "progressive" not in plain.description
     assert both["train"].augmentation["progressive"]["size_increment"] == 4
@@ -711,7 +713,7 @@ def test_progressive_resizing(tmp_path):
 def test_sizes_of_progressive_resizing(how, im_sz, num_epochs, wanted):
     params = make_params(progressive=how, num_epochs=num_epochs)
     assert [size_at(params, im_sz, epoch) for epoch in range(len(wanted))] == wanted
-    assert sizes(params, im_sz) == sorted({*wanted, im_sz})
+    assert list_training_sizes(params, im_sz) == sorted({*wanted, im_sz})
 
 
 @pytest.mark.parametrize(
