@@ -143,7 +143,7 @@ def main(argv: list[str]) -> int:
             write_json(folder.path / FOLDS, assignment)
         # training, then tables and pictures
         train_children(search, args.fail_fast, args.json)
-        from report.results import write_results
+        from report.write_results import write_results
 
         written = write_results(folder.path)
         counts = search.counts()

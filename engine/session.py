@@ -27,7 +27,8 @@ from include import (
     TRAIN_LOG,
 )
 from params import Params
-from report.figures import save_batch_sheet, save_history_figure
+from report.figures import save_history_figure
+from report.image_sheets import save_batch_sheet
 from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, reference_name, write_json
 
 log = logging.getLogger("train")

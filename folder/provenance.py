@@ -30,7 +30,7 @@ MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 def source_files(root: Path) -> list[Path]:
     """The kit's own source under `root`, relative: root modules and all rooms, with what report.html is made of."""
     found = [*root.glob("*.py")]
-    found += [path for room in ROOMS for kind in ("py", "css", "js") for path in (root / room).rglob(f"*.{kind}")]
+    found += [path for room in ROOMS for kind in ("py", "css", "js", "j2") for path in (root / room).rglob(f"*.{kind}")]
     return sorted(path.relative_to(root) for path in found)
 
 

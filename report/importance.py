@@ -5,113 +5,128 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from report.rows import Row, show
+from report.rows import Row
+from report.settings import format_value
 
 if TYPE_CHECKING:
     import numpy as np
 
-MIN_SETTINGS, MAX_RUNS, SEED, NUM_TREES = 8, 1000, 0, 32
+MIN_SETTINGS = 8  # fewer say nothing
+MAX_RUNS = 1000  # of more, every n-th is used
+MIN_R2 = 0.05  # explained variance below which no shares are given
+SEED = 0
+NUM_TREES = 32
+
+Feature: TypeAlias = list[float] | list[str]  # one parameter's value in each run
 
 
 def importance(
-    groups: Sequence[Sequence[Row]], keys: Sequence[str], value: Callable[[Row], float]
+    groups: Sequence[Sequence[Row]], keys: Sequence[str], value_of: Callable[[Row], float]
 ) -> tuple[dict[str, float], str]:
-    """(parameter -> its share of the variance of `value`, on what this rests); ({}, why not) when it would say nothing.
+    """(parameter -> its share of the metric's variance, what this rests on); ({}, reason) when that would mislead.
 
-    groups: settings, each with its replicates. Only runs that are done count: a pruned one had fewer epochs. fANOVA
-    (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014) as Optuna does it. A
-    forest fits noise too, so one is tried on settings that it has not seen, and no shares are given when it fails.
+    groups: settings, each with its replicates. Only runs that are done count: a pruned run had fewer epochs. The
+    shares come from fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML
+    2014) as Optuna implements it. It would give shares for pure noise, too, so a forest must first predict settings
+    that it has not seen.
     """
-    done = [[row for row in group if row.status == "done" and math.isfinite(value(row))] for group in groups]
+    # The finished runs and the parameters that vary among them.
+    done = [[row for row in group if row.status == "done" and math.isfinite(value_of(row))] for group in groups]
     done = [group for group in done if group]
-    rows = [(number, row) for number, group in enumerate(done) for row in group]
-    keys = [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for _, row in rows}) > 1]
+    numbered = [(number, row) for number, group in enumerate(done) for row in group]
+    keys = [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for _, row in numbered}) > 1]
+
+    # Reasons to say nothing.
     if len(keys) < 2:
         return {}, f"{'one parameter differs' if keys else 'no parameter differs'}, importance compares several"
     if len(done) < MIN_SETTINGS:
-        return {}, f"{MIN_SETTINGS} settings that are done are needed, there are {len(done)}"
-    values = [value(row) for _, row in rows]
+        return {}, f"{MIN_SETTINGS} finished settings are needed, there are {len(done)}"
+    values = [value_of(row) for _, row in numbered]
     if max(values) == min(values):
-        return {}, f"all {len(rows)} runs have the same value"
-    step = -(-len(rows) // MAX_RUNS)  # of very many, every n-th
-    rows, values = rows[::step], values[::step]
-    columns = {key: column([row.params.get(key) for _, row in rows]) for key in keys}
-    explained = explained_variance(list(columns.values()), values, [number for number, _ in rows])
-    ground = f"n = {len(rows)} finished runs of {len({number for number, _ in rows})} settings"
-    if explained <= 0.05:
-        return {}, f"{ground}, and the parameters do not predict the value of an unseen one (R² {explained:.2f})"
-    return fanova(columns, values), f"fANOVA, {ground}; R² {explained:.2f} on settings not seen"
+        return {}, f"all {len(numbered)} runs have the same value"
+
+    # Does a forest predict the settings that it has not seen?
+    step = math.ceil(len(numbered) / MAX_RUNS)
+    numbered, values = numbered[::step], values[::step]
+    features = {key: to_feature([row.params.get(key) for _, row in numbered]) for key in keys}
+    settings = [number for number, _ in numbered]
+    r2 = explained_variance(list(features.values()), values, settings)
+    basis = f"n = {len(numbered)} finished runs of {len(set(settings))} settings"
+    if r2 <= MIN_R2:
+        return {}, f"{basis}, and the parameters do not predict the value of an unseen one (R² {r2:.2f})"
+    return fanova_shares(features, values), f"fANOVA, {basis}; R² {r2:.2f} on unseen settings"
 
 
-def column(values: Sequence[Any]) -> list[Any]:
-    """Numbers as they are; anything else, and a mixture, as text."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return [float(value) for value in values]
-    return [show(value) for value in values]
+def to_feature(values: Sequence[object]) -> Feature:
+    """Numbers as floats; anything else, and mixtures, as text."""
+    numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers if len(numbers) == len(values) else [format_value(value) for value in values]
+
+
+def numbers_of(feature: Feature) -> list[float] | None:
+    """The feature when it is made of numbers, None when it is text."""
+    numbers = [value for value in feature if isinstance(value, float)]
+    return numbers if len(numbers) == len(feature) else None
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether numbers look like drawn on a logarithmic scale: they span much, and most are far below the greatest."""
+    """True if numbers look drawn on a logarithmic scale: a wide span, and most of them far below the largest."""
     return min(values) > 0 and max(values) > 30 * min(values) and median(values) < max(values) / 5
 
 
-def explained_variance(columns: Sequence[Sequence[Any]], values: Sequence[float], settings: Sequence[int]) -> float:
-    """R² of a random forest on settings that it has not seen (5 parts), at most 1, at or below 0 when it knows nothing.
+def explained_variance(features: Sequence[Feature], values: Sequence[float], settings: Sequence[int]) -> float:
+    """R² of a random forest on settings that it has not seen (5-fold); at or below 0 when it has learned nothing.
 
-    columns: one list per parameter. settings: which replicates belong together: they are never on both sides.
+    settings: the number of each run's setting; the replicates of a setting are never on both sides of a split.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.metrics import r2_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    table = np.column_stack([encoded(column) for column in columns])  # (runs, features)
+    table = np.column_stack([encode(feature) for feature in features])  # (runs, inputs)
     forest = RandomForestRegressor(100, random_state=SEED)
-    parts = GroupKFold(min(5, len(set(settings))), shuffle=True, random_state=SEED)
-    predicted = cross_val_predict(forest, table, values, groups=settings, cv=parts)
-    truth = np.asarray(values)
-    return 1 - float(((truth - predicted) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+    folds = GroupKFold(min(5, len(set(settings))), shuffle=True, random_state=SEED)
+    predicted = cross_val_predict(forest, table, values, groups=settings, cv=folds)
+    return float(r2_score(values, predicted))
 
 
-def encoded(values: Sequence[Any]) -> np.ndarray:
-    """(runs, 1) of a number (its logarithm where it spans decades), (runs, categories) of text, one-hot."""
+def encode(feature: Feature) -> np.ndarray:
+    """(runs, 1) for numbers (their logarithm if they span decades), (runs, categories) one-hot for text."""
     import numpy as np
 
-    if isinstance(values[0], float):
-        numbers = np.asarray(values, float)[:, None]
-        return np.log(numbers) if is_logarithmic(values) else numbers
-    names = sorted(set(values))
-    return np.asarray([[value == name for name in names] for value in values], float)
+    numbers = numbers_of(feature)
+    if numbers is not None:
+        column = np.asarray(numbers, float)[:, None]
+        return np.log(column) if is_logarithmic(numbers) else column
+    categories = sorted({str(value) for value in feature})
+    return np.asarray([[value == category for category in categories] for value in feature], float)
 
 
-def fanova(columns: dict[str, list[Any]], values: Sequence[float]) -> dict[str, float]:
-    """Parameter -> share of the variance, by Optuna's fANOVA; they add up to 1."""
+def fanova_shares(features: Mapping[str, Feature], values: Sequence[float]) -> dict[str, float]:
+    """Parameter -> share of the variance by Optuna's fANOVA, largest first; they add up to 1."""
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    space: dict[str, Any] = {
-        key: FloatDistribution(min(column), max(column), log=is_logarithmic(column))
-        if isinstance(column[0], float)
-        else CategoricalDistribution(sorted(set(column)))
-        for key, column in columns.items()
-    }
+    space: dict[str, BaseDistribution] = {}
+    for key, feature in features.items():
+        numbers = numbers_of(feature)
+        if numbers is None:
+            space[key] = CategoricalDistribution(sorted({str(value) for value in feature}))
+        else:
+            space[key] = FloatDistribution(min(numbers), max(numbers), log=is_logarithmic(numbers))
+    points = [dict(zip(features, point, strict=True)) for point in zip(*features.values(), strict=True)]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study()
-        trials = zip(zip(*columns.values(), strict=True), values, strict=True)
-        study.add_trials(
-            [
-                optuna.trial.create_trial(
-                    params=dict(zip(columns, point, strict=True)), distributions=space, value=value
-                )
-                for point, value in trials
-            ]
-        )
+        for point, value in zip(points, values, strict=True):
+            study.add_trial(optuna.trial.create_trial(params=point, distributions=space, value=value))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=SEED)

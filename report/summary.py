@@ -1,222 +1,236 @@
-"""What the runs of a search, or of any folders, come to: tables, a verdict over seeds and folds, what is not done."""
+"""What the runs of a search, or of any folders, amount to: tables, a verdict over seeds and folds, what is not done."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from folder.history import split_column, validation_column
-from report.rows import REPLICATES, Row, differing, grouped, label, read_rows, show
-from report.statistics import LEVEL, Verdict, interval, judge, resolution
+from report.formats import list_problems, replace_surrogates, to_csv, to_latex, to_markdown
+from report.rows import Problems, Row, read_rows
+from report.select import choose_columns, split_names
+from report.settings import REPLICATE_KEYS, differing_keys, format_value, group_replicates, label_run, setting_keys
+from report.statistics import LEVEL, Group, Verdict, confidence_interval, judge, resolution
 from report.tables import (
-    MAX_COLUMNS,
-    MAX_ROWS,
-    Cells,
-    choose_columns,
-    describe_problems,
-    group_name,
-    is_less_better,
+    Table,
+    is_lower_better,
     make_group_lines,
     make_table,
-    metric_columns,
-    printable,
-    sort_cells,
+    metric_names,
+    name_group,
     sort_column,
-    to_csv,
-    to_latex,
-    to_markdown,
+    sort_lines,
 )
 from utils import write_atomic
 
 RESULTS_MD, RESULTS_CSV = "results.md", "results.csv"
-FEW = 3  # so many are named that could as well be best
+MAX_LINES, MAX_PARAMETERS = 100, 16  # of a table for people; CSV and JSON hold everything
+MAX_NAMED = 3  # names listed before "and N more"
 
 
 @dataclass
 class Summary:
-    """The table of the runs, that of the groups when seeds or folds make groups, and what may be said of them."""
+    """The table of the runs, that of the settings when seeds or folds make groups, and what can be claimed."""
 
-    columns: list[str]
-    cells: list[Cells]
-    problems: dict[str, str]
-    group_columns: list[str] = field(default_factory=list)
-    groups: list[Cells] = field(default_factory=list)
+    runs: Table
+    problems: Problems
+    groups: Table = field(default_factory=Table)
     verdict: str = ""
     remark: str = ""  # how the runs were made comparable
 
 
+# --- from rows to a verdict -----------------------------------------------------------------------------
+
+
 def summarise(
-    rows: Sequence[Row], problems: dict[str, str], sort: str | None = None, all_count: bool = False
+    rows: Sequence[Row], problems: Problems, sort: str | None = None, include_unfinished: bool = False
 ) -> Summary:
-    """Tables of `rows`. Means and tests are over the runs that are done; `all_count`: over all of them."""
-    keys = differing(rows)
-    columns, cells = make_table(rows, sort, keys)
-    summary = Summary(columns, cells, problems)
-    groups = grouped(rows, keys)
-    if len(groups) < 2 and len(rows) < 2:
-        return summary
-    metric = judged_metric(rows, columns, sort)
+    """Tables and verdict. Means and tests are over the runs that are done; `include_unfinished`: over all runs."""
+    # One line per run.
+    keys = differing_keys(rows)
+    table = make_table(rows, sort, keys)
+    summary = Summary(table, problems)
+    metric = judged_metric(rows, table.columns, sort) if len(rows) > 1 else None
     if metric is None:
         return summary
-    found = [_replicates(group, metric, all_count) for group in groups]
-    has_folds = "fold" in keys  # folds share their images, so they are always compared in pairs
-    keys = [key for key in keys if key not in REPLICATES]
-    names = [_describe(group, keys) for group in groups]
-    values = [{key: float(row.best[metric]) for key, row in runs.items()} for runs in found]
+
+    # The runs of each setting that count, and the verdict over them.
+    groups = group_replicates(rows, keys)
+    counted = [_counted_runs(group, metric, include_unfinished) for group in groups]
+    values = [{key: float(row.best[metric] or 0.0) for key, row in runs.items()} for runs in counted]
     present = [i for i, group in enumerate(values) if group]
-    sign = -1 if is_less_better(rows, metric) else 1
-    verdict = _judge([values[i] for i in present], sign, has_folds) if present else None
+    sign = -1 if is_lower_better(rows, metric) else 1
+    # Folds validate on different images, so they are always compared in pairs.
+    is_paired = True if "fold" in keys else None
+    verdict = judge([_times(sign, values[i]) for i in present], is_paired) if present else None
+
+    # One line per setting.
+    keys = setting_keys(keys)
     if len(groups) < len(rows):
-        lines = make_group_lines(groups, [list(runs.values()) for runs in found], metric, keys)
+        lines = make_group_lines(groups, [list(runs.values()) for runs in counted], metric, keys)
         for i, p in zip(present, verdict.p_holm if verdict else (), strict=False):
             lines[i]["p"] = p
-        summary.group_columns = list(lines[0])
-        summary.groups = sort_cells(lines, summary.group_columns, rows, _group_sort(summary.group_columns, sort))
+        columns = list(lines[0])
+        summary.groups = Table(columns, sort_lines(lines, columns, rows, _sort_if_known(sort, columns)))
+
+    # One sentence.
     if verdict and len(present) > 1:
-        summary.verdict = sentence(verdict, [names[i] for i in present], [values[i] for i in present], metric)
+        names = [_name_setting(groups[i], keys) for i in present]
+        summary.verdict = verdict_sentence(verdict, names, [values[i] for i in present], metric)
     return summary
 
 
 def judged_metric(rows: Sequence[Row], columns: Sequence[str], sort: str | None) -> str | None:
-    """The metric that --sort names, or the one that most runs were to be best in; None when nobody has it."""
+    """The metric that `sort` names, else the most common best_metric; None when no run has it."""
     split, metric = split_column(sort_column(columns, rows, sort))
-    known = metric_columns(row.best for row in rows)
+    known = metric_names(row.best for row in rows)
     if split and metric in known:
         return metric
     default = split_column(sort_column(columns, rows, None))[1]
     return default if default in known else None
 
 
-def _group_sort(columns: Sequence[str], sort: str | None) -> str | None:
-    """A table of groups has no column for a seed, or for what varies within a group."""
+def _sort_if_known(sort: str | None, columns: Sequence[str]) -> str | None:
+    """`sort` unless the groups have no such column, as for the seed."""
     return None if sort and sort not in columns and validation_column(sort) not in columns else sort
 
 
-def _describe(group: Sequence[Row], keys: Sequence[str]) -> str:
-    """A configuration in words: the parameters that tell it from the others."""
-    text = label(group[0], keys)
-    return group_name(group) if text == group[0].name else text
+def _name_setting(group: Sequence[Row], keys: Sequence[str]) -> str:
+    """The parameters of a setting in words, or the common part of its folders' names."""
+    text = label_run(group[0], keys)
+    return name_group(group) if text == group[0].name else text
 
 
-def _replicates(group: Sequence[Row], metric: str, all_count: bool) -> dict[str, Row]:
-    """Seed and fold -> the run that counts. A run done twice is no second sample: the later name stands for both."""
-    runs = [row for row in group if (all_count or row.status == "done") and row.best.get(metric) is not None]
-    return {" ".join(show(row.params.get(key)) for key in REPLICATES): row for row in runs}
+def _counted_runs(group: Sequence[Row], metric: str, include_unfinished: bool) -> dict[str, Row]:
+    """Seed and fold -> the run that counts. Duplicate runs count once; the later name is kept."""
+    runs = [row for row in group if (include_unfinished or row.status == "done") and row.best.get(metric) is not None]
+    return {" ".join(format_value(row.params.get(key)) for key in REPLICATE_KEYS): row for row in runs}
 
 
-def _judge(values: Sequence[dict[str, float]], sign: int, has_folds: bool) -> Verdict:
-    return judge([{key: sign * value for key, value in group.items()} for group in values], has_folds or None)
+def _times(sign: int, group: Group) -> Group:
+    return {key: sign * value for key, value in group.items()}
 
 
-def sentence(verdict: Verdict, names: Sequence[str], values: Sequence[dict[str, float]], metric: str) -> str:
-    """What may be said, in one line."""
-    group, num = values[verdict.best], len(values[verdict.best])
-    middle, width = interval(list(group.values()), resolution([v for one in values for v in one.values()]))
-    best = f"{names[verdict.best]}, " + (f"mean {metric} {middle:.4f}" if num > 1 else f"{metric} {middle:.4f}")
-    best += f" ± {width:.4f}, n = {num}" if width is not None else ""
-    if all(len(group) == 1 for group in values):
-        return f"Best: {best}; one run each: no claim."
-    unjudged = listed([names[i] for i in verdict.unjudged])
+def verdict_sentence(verdict: Verdict, names: Sequence[str], groups: Sequence[Group], metric: str) -> str:
+    """What can be claimed, in one line."""
+    values = list(groups[verdict.best].values())
+    mean, half_width = confidence_interval(values, resolution([v for group in groups for v in group.values()]))
+    best = f"{names[verdict.best]}, {'mean ' if len(values) > 1 else ''}{metric} {mean:.4f}"
+    if half_width is not None:
+        best += f" ± {half_width:.4f}, n = {len(values)}"
+    if all(len(group) == 1 for group in groups):
+        return f"Best: {best}; one run each, so no claim."
+    unjudged = join_names([names[i] for i in verdict.unjudged])
     aside = f" Not judged, one run each: {unjudged}." if unjudged else ""
     if verdict.p is None:
-        reason = "one run, so no claim" if num == 1 else "the others have one run each, so no claim"
-        return f"No winner. Best: {best}; {reason}.{aside if num > 1 else ''}"
-    how = f"p = {show_p(verdict.p)}, {'paired by seed or fold' if verdict.is_paired else 'unpaired'}"
+        if len(values) == 1:
+            return f"No winner. Best: {best}; one run, so no claim."
+        return f"No winner. Best: {best}; the others have one run each, so no claim.{aside}"
+    how = f"p = {format_p(verdict.p)}, {'paired by seed or fold' if verdict.is_paired else 'unpaired'}"
     if verdict.is_winner:
-        return f"Best: {best}; better than every other at {LEVEL:.0%} ({how}).{aside}"
-    near = listed([names[i] for i in verdict.contenders])
-    return f"No winner: within noise ({how}). Best mean: {best}. Could as well be best: {near}.{aside}"
+        return f"Best: {best}; better than every other at the {LEVEL:.0%} level ({how}).{aside}"
+    contenders = join_names([names[i] for i in verdict.contenders])
+    return f"No winner: within noise ({how}). Best mean: {best}. Could equally be best: {contenders}.{aside}"
 
 
-def show_p(p: float) -> str:
+def format_p(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else "1e-04 or less"
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = "; ".join(names[:FEW])
-    return f"{shown}; and {len(names) - FEW} more" if len(names) > FEW else shown
+def join_names(names: Sequence[str]) -> str:
+    """The first few names, and the number of the others."""
+    shown = "; ".join(names[:MAX_NAMED])
+    return f"{shown}; and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else shown
 
 
 # --- as text --------------------------------------------------------------------------------------------
 
 
-def report_text(summary: Summary, top: int = MAX_ROWS, wanted: str | None = None, style: str = "md") -> str:
-    """Groups, verdict and runs, then what is not done, as Markdown or LaTeX. At most `top` lines a table; 0: all.
+def format_summary(summary: Summary, top: int = MAX_LINES, columns: str | None = None, style: str = "md") -> str:
+    """Settings, verdict and runs, then what is not done, as Markdown or LaTeX. At most `top` lines per table; 0: all.
 
-    `wanted`: columns with commas between them; the one table that has them all is shown. LaTeX is one table too.
+    columns: names separated by commas; only the table that has them all is shown. LaTeX shows one table, too.
     """
-    to_text = to_latex if style == "latex" else to_markdown
-    of_groups = bool(summary.groups) and not _is_of_runs(summary, wanted)
+    formatter = to_latex if style == "latex" else to_markdown
+    names = split_names(columns)
+    shows_groups = bool(summary.groups.lines) and _has_columns(summary.groups, names)
+    shows_runs = bool(summary.runs.lines) and not (shows_groups and (columns or style == "latex"))
     parts = []
-    if of_groups:
-        parts += [*_table(summary.group_columns, summary.groups, top, wanted, to_text), summary.verdict]
-    if summary.cells and not (of_groups and (wanted or style == "latex")):
-        parts += ["Each run:"] if of_groups else []
-        parts += _table(summary.columns, summary.cells, top, wanted, to_text)
-    parts += [] if of_groups else [summary.verdict]
-    parts += [summary.remark, describe_problems(summary.problems)]
+    if shows_groups:
+        parts += [*_format_table(summary.groups, top, columns, formatter), summary.verdict]
+    if shows_runs:
+        parts += ["Each run:"] if shows_groups else []
+        parts += _format_table(summary.runs, top, columns, formatter)
+    parts += [] if shows_groups else [summary.verdict]
+    parts += [summary.remark, list_problems(summary.problems)]
     if style == "latex":
         parts = [part if part.startswith("\\begin") else _as_comment(part) for part in parts]
-    return printable("\n\n".join(part for part in parts if part) + "\n")
+    return replace_surrogates("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _as_comment(text: str) -> str:
     return "\n".join(f"% {line}".rstrip() for line in text.splitlines())
 
 
-def _is_of_runs(summary: Summary, wanted: str | None) -> bool:
-    """Whether a column that was asked for is one of single runs alone, as the seed is."""
-    names = [name.strip() for name in (wanted or "").split(",") if name.strip()]
-    return not all({name, validation_column(name)} & set(summary.group_columns) for name in names)
+def _has_columns(table: Table, names: Sequence[str]) -> bool:
+    return all(name in table.columns or validation_column(name) in table.columns for name in names)
 
 
-def _table(columns: list[str], cells: list[Cells], top: int, wanted: str | None, to_text: Any) -> list[str]:
-    """The table cut to what can be read, and a line that says what was left out."""
-    shown = choose_columns(columns, wanted) if wanted else readable(columns, cells)
-    lines = cells[:top] if top else cells
-    more = [f"{len(cells) - len(lines):,} more lines"] if len(lines) < len(cells) else []
-    more += [f"{len(columns) - len(shown)} more columns"] if not wanted and len(shown) < len(columns) else []
-    rest = f"... {' and '.join(more)}: see --top, --columns, or {RESULTS_CSV}" if more else ""
-    return [to_text(shown, lines), rest]
+def _format_table(table: Table, top: int, columns: str | None, formatter: Callable[[Table], str]) -> list[str]:
+    """The table cut to a readable size, and a line that says what was left out."""
+    shown = choose_columns(table.columns, columns) if columns else readable_columns(table)
+    lines = table.lines[:top] if top else table.lines
+    left_out = []
+    if len(lines) < len(table.lines):
+        left_out.append(f"{len(table.lines) - len(lines):,} more lines")
+    if not columns and len(shown) < len(table.columns):
+        left_out.append(f"{len(table.columns) - len(shown)} more columns")
+    hint = f"... {' and '.join(left_out)}: see --top, --columns, or {RESULTS_CSV}" if left_out else ""
+    return [formatter(Table(shown, lines)), hint]
 
 
-def readable(columns: Sequence[str], cells: Sequence[Cells]) -> list[str]:
-    """At most MAX_COLUMNS parameters' columns: those with the most different values; all others stay."""
-    first = columns.index("n") if "n" in columns else columns.index("best_epoch")
-    params = list(columns[1:first])
-    if len(params) > MAX_COLUMNS:
-        kinds = {name: len({show(line.get(name)) for line in cells}) for name in params}
-        kept = set(sorted(params, key=lambda name: -kinds[name])[:MAX_COLUMNS])
+def readable_columns(table: Table) -> list[str]:
+    """All columns but parameters beyond MAX_PARAMETERS: those with the most different values stay."""
+    first_result = table.columns.index("n" if "n" in table.columns else "best_epoch")
+    params = table.columns[1:first_result]
+    if len(params) > MAX_PARAMETERS:
+        num_values = {name: len({format_value(line.get(name)) for line in table.lines}) for name in params}
+        kept = sorted(params, key=lambda name: -num_values[name])[:MAX_PARAMETERS]
         params = [name for name in params if name in kept]
-    return [columns[0], *params, *columns[first:]]
+    return [table.columns[0], *params, *table.columns[first_result:]]
 
 
-def to_object(summary: Summary, top: int | None = None) -> dict[str, Any]:
-    """For --json: every number, of the first `top` lines."""
-    found: dict[str, Any] = {"rows": summary.cells[: top or None], "not_done": summary.problems}
-    found |= {"groups": summary.groups[: top or None]} if summary.groups else {}
-    return found | {"verdict": summary.verdict} | ({"remark": summary.remark} if summary.remark else {})
+def summary_object(summary: Summary, top: int | None = None) -> dict[str, object]:
+    """For --json: every number, of the first `top` lines of each table."""
+    values: dict[str, object] = {"rows": summary.runs.lines[: top or None], "not_done": summary.problems}
+    if summary.groups.lines:
+        values["groups"] = summary.groups.lines[: top or None]
+    values["verdict"] = summary.verdict
+    if summary.remark:
+        values["remark"] = summary.remark
+    return values
 
 
 # --- files ----------------------------------------------------------------------------------------------
 
 
 def read_summary(folders: Sequence[Path], parent: Path | None, sort: str | None = None) -> Summary:
+    """The summary of `folders`, read without their histories."""
     gc_was_on = gc.isenabled()
-    gc.disable()  # many objects that all stay: looking for cycles among them took a third of the time
+    gc.disable()  # nothing here becomes garbage, and looking for it took a third of the time
     try:
-        return summarise(*read_rows(folders, parent, keep_history=False), sort)
+        rows, problems = read_rows(folders, parent, keep_history=False)
+        return summarise(rows, problems, sort)
     finally:
         if gc_was_on:
             gc.enable()
 
 
 def write_summary(parent: Path, summary: Summary) -> list[Path]:
-    files = {RESULTS_MD: report_text(summary), RESULTS_CSV: printable(to_csv(summary.columns, summary.cells))}
-    for name, text in files.items():
+    """Write results.md and results.csv into `parent` -> their paths."""
+    texts = {RESULTS_MD: format_summary(summary), RESULTS_CSV: replace_surrogates(to_csv(summary.runs))}
+    for name, text in texts.items():
         write_atomic(parent / name, text)
-    return [parent / name for name in files]
+    return [parent / name for name in texts]

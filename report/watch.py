@@ -1,4 +1,4 @@
-"""A live table of running folders: how far, how fast, how good so far, how long still, and when last heard of."""
+"""A live table of running folders: progress, speed, best value so far, time left, and the last sign of life."""
 
 from __future__ import annotations
 
@@ -7,96 +7,131 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from folder.history import best_row, recorded_minimized, validation_column
 from include import HISTORY_JSON, META, RESOLVED, STATUS
-from report.rows import read_value, status_of
-from report.tables import printable
-from utils import UserError, reference_name
+from report.formats import replace_surrogates
+from report.json_files import History, JsonObject, read_history, read_object
+from report.rows import current_state, metric_name
+from utils import UserError
 
-STALE = 60  # seconds without a sign from a running process; it gives one at least at each epoch's end
-LIVE = ("running", "killed")
-CLEAR, HOME = "\x1b[2J\x1b[H", "\x1b[H\x1b[J"  # ANSI: all of the screen; from its top, everything below
+SILENT_AFTER = 60  # seconds without a sign from a running process; it gives one at least at the end of each epoch
+LIVE_STATES = ("running", "killed")
+CLEAR = "\x1b[2J\x1b[H"  # ANSI: clear the screen, cursor to its top
+HOME = "\x1b[H\x1b[J"  # ANSI: cursor to the top, clear everything below
 
 
-def look(path: Path, name: str, now: datetime.datetime) -> dict[str, Any]:
-    """One line of the table. UserError, or whatever a file of another shape causes, when the folder is malformed."""
-    status = read_value(str(path / STATUS), dict, {})
-    state = status_of(status)
-    if state not in LIVE:
-        return {"folder": name, "state": state}
-    resolved, meta = (read_value(str(path / file), dict, {}) for file in (RESOLVED, META))
-    history = read_value(str(path / HISTORY_JSON), list, [])
-    metric = reference_name(str(resolved.get("best_metric", "accuracy")))
+@dataclass(frozen=True)
+class Pace:
+    """How far a run has come and how fast it is; None for what is unknown before the first epoch ends."""
+
+    epoch: float
+    num_epochs: float | None
+    step: int
+    num_steps: int | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """A folder that says it is running."""
+
+    folder: str
+    state: str  # running or killed
+    metric: str
+    best: float | None  # value of the metric at the best epoch so far
+    pace: Pace
+    silence: float  # seconds since its last sign of life
+
+
+def read_live_run(path: Path, name: str, now: datetime.datetime) -> tuple[str, LiveRun | None]:
+    """(the state of a folder, the run if it is a live one).
+
+    UserError, or the KeyError, TypeError, ... that unexpected content causes, when a file is malformed.
+    """
+    status = read_object(str(path / STATUS)) or {}
+    state = current_state(status)
+    if state not in LIVE_STATES:
+        return state, None
+    resolved = read_object(str(path / RESOLVED)) or {}
+    meta = read_object(str(path / META)) or {}
+    history = read_history(str(path / HISTORY_JSON)) or []
+    metric = metric_name(resolved)
     best = best_row(history, metric, recorded_minimized(meta))
-    line = {"folder": name, "state": state, "metric": metric, "best": best[validation_column(metric)] if best else None}
-    line |= progress(status, history, resolved.get("num_epochs"))
     silence = (now - datetime.datetime.fromisoformat(status["updated"])).total_seconds()
-    return line | {"silence": max(0.0, silence)}
+    pace = measure_pace(status, history, resolved.get("num_epochs"))
+    return state, LiveRun(
+        name, state, metric, best[validation_column(metric)] if best else None, pace, max(0.0, silence)
+    )
 
 
-def progress(status: dict[str, Any], history: Sequence[dict[str, Any]], num_epochs: float | None) -> dict[str, Any]:
-    """Epochs done and to do, steps, images/s, seconds to the end; None for what the first epoch has yet to show."""
-    step, done = status.get("step", 0), history[-1] if history else None
-    found: dict[str, Any] = {"epoch": 0.0, "of": num_epochs, "step": step, "of_steps": None, "rate": None, "left": None}
-    if not done:
-        return found
-    steps = done["step"] / done["epoch"]  # of an epoch
-    found |= {"epoch": step / steps, "rate": done.get("images_per_second")}
-    seconds = statistics.median(row.get("seconds") or 0.0 for row in history[-3:])
+def measure_pace(status: JsonObject, history: History, num_epochs: float | None) -> Pace:
+    """The time left is estimated from the median duration of the last three epochs."""
+    step = status.get("step", 0)
+    if not history:
+        return Pace(0.0, num_epochs, step)
+    last = history[-1]
+    steps_per_epoch = last["step"] / last["epoch"]
+    num_steps = seconds_left = None
     if num_epochs:
-        total = round(steps * num_epochs)
-        found |= {"of_steps": total, "left": max(0, total - step) / steps * seconds}
-    return found
+        num_steps = round(steps_per_epoch * num_epochs)
+        seconds_per_epoch = statistics.median(epoch.get("seconds") or 0.0 for epoch in history[-3:])
+        seconds_left = max(0, num_steps - step) / steps_per_epoch * seconds_per_epoch
+    return Pace(step / steps_per_epoch, num_epochs, step, num_steps, last.get("images_per_second"), seconds_left)
 
 
 def watch(folders: Sequence[Path], parent: Path | None, now: datetime.datetime | None = None) -> tuple[str, int]:
-    """(the table as text, how many folders run). Never fatal."""
+    """(the table as text, the number of running folders). Never fatal."""
     now = now or datetime.datetime.now(datetime.UTC)
-    lines, others = [], Counter()
+    runs: list[LiveRun] = []
+    other_states: Counter[str] = Counter()
     for path in folders:
         name = str(path.relative_to(parent)) if parent and path != parent else str(path)
         try:
-            line = look(path, name, now)
+            state, run = read_live_run(path, name, now)
         except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError, ArithmeticError):
-            others["malformed"] += 1
-            continue
-        if line["state"] in LIVE:
-            lines.append(line)
+            state, run = "malformed", None
+        if run:
+            runs.append(run)
         else:
-            others[line["state"]] += 1
-    num = sum(line["state"] == "running" for line in lines)
-    summary = ", ".join(f"{count} {state}" for state, count in [("running", num), *others.most_common()])
-    parts = [f"{now.astimezone():%H:%M:%S}  {summary}", show_lines(lines) if lines else ""]
-    return printable("\n\n".join(part for part in parts if part) + "\n"), num
+            other_states[state] += 1
+    num_running = sum(run.state == "running" for run in runs)
+    counts = ", ".join(f"{num} {state}" for state, num in [("running", num_running), *other_states.most_common()])
+    parts = [f"{now.astimezone():%H:%M:%S}  {counts}", format_runs(runs) if runs else ""]
+    return replace_surrogates("\n\n".join(part for part in parts if part) + "\n"), num_running
 
 
-def show_lines(lines: Sequence[dict[str, Any]]) -> str:
+def format_runs(runs: Sequence[LiveRun]) -> str:
+    """The table of the live runs."""
     from tabulate import tabulate
 
     header = ["folder", "epoch", "step", "images/s", "best so far", "time left", ""]
-    rows = []
-    for line in lines:
-        epoch = f"{line['epoch']:.1f}/{line['of'] or 0:g}"
-        step = f"{line['step']:,}" + (f"/{line['of_steps']:,}" if line["of_steps"] else "")
-        rate = f"{line['rate']:,.0f}" if line["rate"] else ""
-        best = f"{line['metric']} {line['best']:.4f}" if line["best"] is not None else ""
-        left = duration(line["left"]) if line["left"] is not None and line["state"] == "running" else ""
-        rows.append([line["folder"], epoch, step, rate, best, left, sign_of_life(line)])
-    align = ["left", "right", "right", "right", "left", "right", "left"]
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=align)
+    alignment = ["left", "right", "right", "right", "left", "right", "left"]
+    return tabulate(map(_cells, runs), header, tablefmt="simple", disable_numparse=True, colalign=alignment)
 
 
-def sign_of_life(line: dict[str, Any]) -> str:
-    """What is wrong with a folder that says it runs, "" when nothing is."""
-    if line["state"] == "killed":
+def _cells(run: LiveRun) -> list[str]:
+    pace = run.pace
+    epoch = f"{pace.epoch:.1f}/{pace.num_epochs or 0:g}"
+    step = f"{pace.step:,}" + (f"/{pace.num_steps:,}" if pace.num_steps else "")
+    speed = f"{pace.images_per_second:,.0f}" if pace.images_per_second else ""
+    best = f"{run.metric} {run.best:.4f}" if run.best is not None else ""
+    is_timed = pace.seconds_left is not None and run.state == "running"
+    left = format_duration(pace.seconds_left or 0.0) if is_timed else ""
+    return [run.folder, epoch, step, speed, best, left, warn_if_silent(run)]
+
+
+def warn_if_silent(run: LiveRun) -> str:
+    """What is wrong with a live run, "" when nothing is."""
+    if run.state == "killed":
         return "killed: its process is gone"
-    return f"no sign for {duration(line['silence'])}" if line["silence"] > STALE else ""
+    return f"no sign for {format_duration(run.silence)}" if run.silence > SILENT_AFTER else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """95 s, 12 min, 3 h 05 min, 2 d 4 h."""
     seconds = round(seconds)
     if seconds < 120:
@@ -108,8 +143,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
-def fit(text: str) -> str:
-    """`text` cut to the terminal, so that it can be drawn over in place."""
+def fit_terminal(text: str) -> str:
+    """`text` cut to the terminal, so that the next table can be drawn over it."""
     width, height = shutil.get_terminal_size()
     lines = [line if len(line) <= width else line[: width - 1] + "…" for line in text.splitlines()]
     if len(lines) >= height:

@@ -19,8 +19,9 @@ from torch.nn.functional import cross_entropy
 from engine.measure import compute_outputs, measure_images, measure_split
 from engine.protocols import Loader, Metric
 from include import RECORD, TENSORBOARD, TEST_LOOKS
-from report.figures import save_confusion_matrix, save_sheet, shorten, to_pixels
-from report.rows import count_looks
+from report.figures import save_confusion_matrix, shorten
+from report.image_sheets import save_sheet, to_pixels
+from report.json_files import count_looks
 from utils import write_atomic
 
 CLASS_HEADS = ("class", "images", "precision", "recall", "f1", "most often taken for")
@@ -103,7 +104,7 @@ def record_look(folder: Path, look: dict[str, object]) -> int:
         file.write(("\n" if is_torn else "") + json.dumps(look, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    return count_looks(path)
+    return count_looks(str(path))
 
 
 # --- tables ---------------------------------------------------------------------------------------------

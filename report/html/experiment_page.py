@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import params as params_module
-from folder.folder import Folder
 from folder.history import training_column, validation_column
 from include import (
     BATCH_PNG,
@@ -32,206 +31,184 @@ from include import (
     TRAIN_HISTORY_PNG,
     TRAIN_LOG,
 )
-from report.figures import metric_names, series, shorten
-from report.html.markup import (
+from report.figures import history_metrics, rate_series, series, shorten
+from report.html.document import (
     HERE,
     REPORT,
-    badge,
-    href,
-    link,
-    pictures,
+    PageTable,
+    find_report_above,
+    link_above,
+    link_pictures,
+    link_to,
     provide_plotly,
-    report_above,
-    table,
-    text,
+    state_from_remark,
     write_document,
 )
-from report.html.runs_page import state_of
-from report.rows import count_looks, flatten, read_rows, show
-from utils import UserError, command, reference_name
+from report.json_files import History, JsonObject, count_looks, read_object
+from report.rows import flatten, metric_name, read_checked_history, read_rows, total_seconds
+from report.settings import format_value
+from utils import UserError, command
 
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
-LOG_LINES = 60
+LOG_LINES, LOG_BYTES, LINE_LENGTH = 60, 65_536, 400
 PICTURES = (BATCH_PNG, TRAIN_HISTORY_PNG, LR_FIND_PNG)
-EVALUATED = ("confusion_matrix.png", "top_losses.png")
-FILES = (PARAMS, HISTORY_CSV, TRAIN_LOG, f"{EVALUATION}/per_class.csv", f"{EVALUATION}/predictions.csv", RESOLVED, META,
-         REQUIREMENTS, DIFF_PATCH, CODE)  # fmt: skip
+EVALUATION_PICTURES = ("confusion_matrix.png", "top_losses.png")
+EVALUATION_TABLES = (f"{EVALUATION}/per_class.csv", f"{EVALUATION}/predictions.csv")
+FILES = (PARAMS, HISTORY_CSV, TRAIN_LOG, *EVALUATION_TABLES, RESOLVED, META, REQUIREMENTS, DIFF_PATCH, CODE)
+SOURCES = tuple(path for kind in ("py", "j2", "js", "css") for path in HERE.glob(f"*.{kind}"))
+
+Panels: TypeAlias = dict[str, dict[str, list[float]]]  # panel -> curve -> one value per epoch
+T = TypeVar("T")
 
 
 def write_experiment_pages(folders: Sequence[Path]) -> list[Path]:
-    """Write the page of each experiment that has run and whose page is out of date -> those written."""
+    """Write the page of each experiment that was trained and whose page is out of date -> the pages written."""
     written = []
     for folder in folders:
-        with contextlib.suppress(PermissionError):  # somebody else's folder
-            if (folder / RESOLVED).exists() and not is_fresh(folder):
+        with contextlib.suppress(PermissionError):  # another user's folder
+            if (folder / RESOLVED).exists() and not is_up_to_date(folder):
                 written.append(write_experiment_page(folder))
     return written
 
 
-def is_fresh(folder: Path) -> bool:
-    """Whether the page is younger than all that it shows and than the code that writes it, and links upward right."""
-    page, above = folder / REPORT, report_above(folder)
-    shown = [STATUS, HISTORY_JSON, METRICS_TEST, TEST_LOOKS, *PICTURES, *(f"{EVALUATION}/{name}" for name in EVALUATED)]
-    sources = [folder / name for name in shown] + [
-        HERE / name for name in ("page.py", "markup.py", "page.js", "page.css")
-    ]
+def is_up_to_date(folder: Path) -> bool:
+    """True if the page is newer than what it shows and the code that writes it, and links to the right page above."""
+    evaluated = [f"{EVALUATION}/{name}" for name in EVALUATION_PICTURES]
+    shown = [STATUS, HISTORY_JSON, METRICS_TEST, TEST_LOOKS, *PICTURES, *evaluated]
+    sources = [*(folder / name for name in shown), *SOURCES]
+    up = link_above(folder)
+    page = folder / REPORT
     try:
         head = page.read_bytes()[:1000].decode("utf-8", "replace")
         written = page.stat().st_mtime_ns
-        is_linked = (f'rel="up" href="{href(above / REPORT, folder)}"' in head) if above else 'rel="up"' not in head
+        is_linked = f'rel="up" href="{up.href}"' in head if up else 'rel="up"' not in head
         return is_linked and all(source.stat().st_mtime_ns < written for source in sources if source.exists())
     except OSError:
         return False
 
 
-# --- one experiment -------------------------------------------------------------------------------------
+def write_experiment_page(folder: Path) -> Path:
+    """Write the report.html of a trained experiment -> its path. Damaged files are named on the page and left out."""
+    path = Path(os.path.abspath(folder))
+    problems: list[str] = []
 
-
-class Reader:
-    """Reads what can be read of a folder, and keeps what was the matter with the rest."""
-
-    def __init__(self, path: Path):
-        self.folder, self.problems = Folder(path), []
-
-    def table(self, name: str) -> dict[str, Any]:
-        """A JSON object of the folder, {} when it is missing or damaged."""
+    def read(reader: Callable[[str], T], name: str, default: T) -> T:
         try:
-            return self.folder.record(name)
+            return reader(str(path / name)) if (path / name).exists() else default
         except UNREADABLE as error:
-            self.problems.append(str(error))
-            return {}
+            problems.append(str(error))
+            return default
 
-    def history(self) -> list[dict[str, Any]]:
-        try:
-            return self.folder.history()
-        except UNREADABLE as error:
-            self.problems.append(str(error))
-            return []
-
-
-def write_experiment_page(path: Path) -> Path:
-    """Write the report.html of one experiment folder that has run; what is damaged in it is said, and left out."""
-    given, path = path, Path(os.path.abspath(path))
-    reader = Reader(path)
-    above = report_above(path)
-    resolved, meta, history = reader.table(RESOLVED), reader.table(META), reader.history()
-    rows, problems = read_rows([path])
-    remark = problems.get(str(path), "")
-    state = rows[0].status if rows else state_of(path, remark)
-    best = reader.table(METRICS_BEST)
-    metric = reference_name(str(resolved.get("best_metric", "accuracy")))
-    body = [f"<p>{link(above / REPORT, path, f'← {above.name}')}</p>" if above else ""]
-    body += [f"<h1>{text(path.name)}</h1>", f"<p>{badge(state)} {text(shorten(remark, 400)) if remark else ''}</p>"]
-    body += [metrics_table(reader, best, metric), facts(resolved, meta, history)]
-    series_of = experiment_series(history, metric)
-    body += ["<h2>Curves</h2>" if series_of else ""]
-    body += [f'<div class="few">{"".join(f_plot(name) for name in series_of)}</div>' if series_of else ""]
-    body += [parameters_table(resolved)]
-    evaluations = sorted(path.glob(f"{EVALUATION}*/"))
-    images = [path / name for name in PICTURES] + [folder / name for folder in evaluations for name in EVALUATED]
-    body += [pictures(images, path), log_tail(path / TRAIN_LOG), files(path)]
-    body[3:3] = [f'<p class="wrong">{text(problem)}</p>' for problem in reader.problems]
-    data = {"series": series_of, "epochs": series(history, "epoch"), "best_epoch": best.get("epoch")}
-    scripts = above or path
-    provide_plotly(scripts)
-    write_document(path, path.name, "\n".join(filter(None, body)), data, scripts, above)
-    return given / REPORT
-
-
-def f_plot(name: str) -> str:
-    return f'<div class="plot" data-name="{text(name)}"></div>'
-
-
-def experiment_series(history: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, list[float]]]:
-    """Panel -> line -> one value per epoch: loss, the metrics, the learning rate."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for name in metric_names(history, [metric]):
-        train, valid = series(history, training_column(name)), series(history, validation_column(name))
-        found[name] = {"training": train, "validation": valid}
-    rates = [row.get("learning_rate") for row in history]
-    rates = [rate if isinstance(rate, list) else [rate] for rate in rates]
-    for group in range(max(map(len, rates), default=0)):
-        values = [rate[group] if group < len(rate) else None for rate in rates]
-        line = "learning rate" if group == 0 and max(map(len, rates)) == 1 else f"layer group {group + 1}"
-        found.setdefault("learning_rate", {})[line] = series([{"rate": value} for value in values], "rate")
-    found = {
-        panel: {line: v for line, v in lines.items() if any(map(math.isfinite, v))} for panel, lines in found.items()
-    }
-    return {panel: lines for panel, lines in found.items() if lines}
-
-
-def metrics_table(reader: Reader, best: dict[str, Any], metric: str) -> str:
-    tables = {"validation, best weights": best, "validation, last weights": reader.table(METRICS_LAST),
-              "test, best weights": reader.table(METRICS_TEST)}  # fmt: skip
-    tables = {name: values for name, values in tables.items() if values}
-    names = dict.fromkeys(name for values in tables.values() for name in values)
-    names = sorted(names, key=lambda name: (name != "epoch", name != metric, name != "loss"))
-    lines = [
-        [which, *("" if values.get(name) is None else number(values[name], name) for name in names)]
-        for which, values in tables.items()
-    ]
-    if not lines:
-        return ""
-    looks = count_looks(reader.folder.path / TEST_LOOKS)
-    remark = f'<p class="hint">{looks} look{"s" if looks != 1 else ""} at the test set.</p>'
-    return table(["", *names], lines, range(1, len(names) + 1)) + remark
-
-
-def number(value: Any, name: str = "") -> str:
-    """A metric with four decimals; anything else as people write it."""
-    return f"{value:.4f}" if isinstance(value, float) and name != "epoch" else show(value)
-
-
-def facts(resolved: dict[str, Any], meta: dict[str, Any], history: Sequence[dict[str, Any]]) -> str:
-    """Where the run comes from, as a list."""
-    pinned, git, versions = (
-        dict(value or {}) for value in (resolved.get("pinned"), meta.get("git"), meta.get("versions"))
+    # What the folder says.
+    resolved, meta, best, last, test = (
+        read(read_object, name, None) or {} for name in (RESOLVED, META, METRICS_BEST, METRICS_LAST, METRICS_TEST)
     )
-    seconds, sessions = sum(row.get("seconds") or 0 for row in history), len(meta.get("sessions") or [])
+    history = read(read_checked_history, HISTORY_JSON, [])
+    rows, unfinished = read_rows([path])
+    remark = unfinished.get(str(path), "")
+
+    # What the page shows of it.
+    metric = metric_name(resolved)
+    metric_lines = {"validation, best weights": best, "validation, last weights": last, "test, best weights": test}
+    panels = collect_panels(history, metric)
+    parameters, changed = list_parameters(resolved)
+    evaluated = [place / name for place in sorted(path.glob(f"{EVALUATION}*/")) for name in EVALUATION_PICTURES]
+    values: dict[str, object] = {
+        "state": rows[0].status if rows else state_from_remark(remark),
+        "remark": shorten(remark, 400) if remark else "",
+        "problems": problems,
+        "metrics": tabulate_metrics(metric_lines, metric),
+        "num_looks": count_looks(str(path / TEST_LOOKS)),
+        "facts": list_facts(resolved, meta, history),
+        "panels": list(panels),
+        "parameters": parameters,
+        "changed_parameters": changed,
+        "pictures": link_pictures([*(path / name for name in PICTURES), *evaluated], path),
+        "log": read_log_end(path / TRAIN_LOG),
+        "files": [link_to(path / name, path, name) for name in FILES if (path / name).exists()],
+    }
+    data = {"series": panels, "epochs": series(history, "epoch"), "best_epoch": best.get("epoch")}
+    scripts = find_report_above(path) or path
+    provide_plotly(scripts)
+    write_document(path, "experiment.html.j2", values, data, scripts)
+    return folder / REPORT
+
+
+# --- what it shows --------------------------------------------------------------------------------------
+
+
+def collect_panels(history: History, metric: str) -> Panels:
+    """The curves: loss, the metrics, the learning rate of each layer group. Curves without any value are left out."""
+    panels: Panels = {}
+    for name in history_metrics(history, [metric]):
+        training, validation = training_column(name), validation_column(name)
+        panels[name] = {"training": series(history, training), "validation": series(history, validation)}
+    groups = rate_series(history)
+    labels = ["learning rate"] if len(groups) == 1 else [f"layer group {n + 1}" for n in range(len(groups))]
+    panels["learning_rate"] = dict(zip(labels, groups, strict=True))
+    with_values = {
+        panel: {label: curve for label, curve in curves.items() if any(map(math.isfinite, curve))}
+        for panel, curves in panels.items()
+    }
+    return {panel: curves for panel, curves in with_values.items() if curves}
+
+
+def tabulate_metrics(tables: Mapping[str, JsonObject], metric: str) -> PageTable | None:
+    """A line for each of `tables` that has values: epoch, `metric`, loss, then the other metrics."""
+    tables = {title: values for title, values in tables.items() if values}
+    if not tables:
+        return None
+    names = list(dict.fromkeys(name for values in tables.values() for name in values))
+    names.sort(key=lambda name: (name != "epoch", name != metric, name != "loss"))
+    lines = [[title, *(format_metric(values.get(name), name) for name in names)] for title, values in tables.items()]
+    return PageTable(["", *names], lines, frozenset(range(1, len(names) + 1)))
+
+
+def format_metric(value: object, name: str) -> str:
+    """A metric with four decimals; an epoch as it is; "" for null."""
+    return f"{value:.4f}" if isinstance(value, float) and name != "epoch" else format_value(value)
+
+
+def list_facts(resolved: JsonObject, meta: JsonObject, history: History) -> dict[str, object]:
+    """Where the run comes from; what is not known is left out."""
+    pinned = resolved.get("pinned") or {}
+    git = meta.get("git") or {}
+    versions = meta.get("versions") or {}
+    num_sessions = len(meta.get("sessions") or [])
     commit = f"{str(git.get('commit', ''))[:12]} {git.get('branch', '')}" if git else ""
     size = meta.get("num_parameters")
-    found = {
-        "epochs": f"{len(history)}, {seconds:.1f} s" if history else "",
+    facts = {
+        "epochs": f"{len(history)}, {total_seconds(history):.1f} s" if history else "",
         "data": meta.get("data_dir"),
         "classes": len(pinned.get("classes") or []),
         "weights": f"{size:,}" if isinstance(size, int) else "",
         "command": command(*(meta.get("command") or [])),
         "started": f"{meta.get('start')} on {meta.get('host')}" if meta.get("start") else "",
-        "sessions": sessions if sessions > 1 else "",
-        "git": f"{commit}, changed" if git.get("dirty") else commit,
+        "sessions": num_sessions if num_sessions > 1 else "",
+        "git": f"{commit}, with uncommitted changes" if git.get("dirty") else commit,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-    items = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in found.items() if value)
-    return f"<dl>{items}</dl>" if items else ""
+    return {name: value for name, value in facts.items() if value}
 
 
-def parameters_table(resolved: dict[str, Any]) -> str:
-    """What differs from the defaults, with the default; then, folded away, everything."""
+def list_parameters(resolved: JsonObject) -> tuple[PageTable | None, PageTable]:
+    """(all parameters beside their defaults, None without any; those that differ from their default)"""
     ran = flatten({key: value for key, value in resolved.items() if key not in ("pinned", "hyper_search", "search")})
     defaults = flatten(params_module.DEFAULTS.resolved())
-    lines = [[key, show(value) or "null", show(defaults.get(key)) or "null"] for key, value in ran.items()]
-    changed = [line for line in lines if line[1] != line[2]]
-    if not lines:
-        return ""
-    head = ["parameter", "value", "default"]
-    few = table(head, changed) if changed else "<p>All at their defaults.</p>"
-    return f"<h2>Parameters</h2>{few}<details><summary>all {len(lines)}</summary>{table(head, lines)}</details>"
+    lines = [
+        [key, format_value(value) or "null", format_value(defaults.get(key)) or "null"] for key, value in ran.items()
+    ]
+    header = ["parameter", "value", "default"]
+    changed = PageTable(header, [line for line in lines if line[1] != line[2]])
+    return PageTable(header, lines) if lines else None, changed
 
 
-def log_tail(path: Path) -> str:
+def read_log_end(path: Path) -> str:
+    """The last lines of the log, "" without one."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65_536))
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
     except OSError:
         return ""
-    return f"<h2>End of the log</h2><pre>{text(chr(10).join(shorten_line(line) for line in lines))}</pre>"
-
-
-def shorten_line(line: str) -> str:
-    return line if len(line) <= 400 else line[:400] + "…"
-
-
-def files(path: Path) -> str:
-    found = [link(path / name, path, name) for name in FILES if (path / name).exists()]
-    return f"<h2>Files</h2><p>{' · '.join(found)}</p>"
+    return "\n".join(line if len(line) <= LINE_LENGTH else line[:LINE_LENGTH] + "…" for line in lines)

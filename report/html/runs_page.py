@@ -5,253 +5,231 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import params as params_module
-from folder.folder import Folder
-from folder.history import is_minimized, split_column, validation_column
+from folder.history import HISTORY_SPLITS, join_column, split_column, validation_column
 from include import PARAMS
-from report import plots
-from report.figures import metric_names, series, shorten
-from report.html.markup import (
+from report.figures import history_metrics, series, shorten
+from report.html.document import (
     REPORT,
-    badge,
-    link,
-    pictures,
+    Link,
+    link_pictures,
+    link_to,
     provide_plotly,
-    report_above,
-    rounded,
-    text,
+    round_digits,
+    state_from_remark,
     write_document,
 )
 from report.importance import is_logarithmic
-from report.rows import Row, show
-from report.tables import make_table
+from report.plots import CURVES, IMPORTANCE, NUM_NAMED, PARAMETERS, RankedRuns, format_brief, is_number, name_replicates
+from report.rows import Problems, Row
+from report.settings import format_value
+from report.summary import RESULTS_CSV, RESULTS_MD
+from report.tables import Line, Table, is_lower_better, make_table, mean_of
 from utils import UserError
 
-MAX_RUNS, MAX_NUMBERS = 1000, 300_000
-STATES = ("done", "running", "interrupted", "pruned", "failed", "killed", "created", "malformed")
+MAX_RUNS = 1000  # on one page
+MAX_NUMBERS = 300_000  # in its curves; longer ones are thinned out
+STATES = ("done", "running", "interrupted", "pruned", "failed", "killed", "created", "malformed")  # in this order
 
 
 def write_runs_page(
-    folder: Path, rows: Sequence[Row], problems: dict[str, str], verdict: str = "", sort: str | None = None
+    folder: Path, ranked: RankedRuns, problems: Problems, verdict: str = "", sort: str | None = None
 ) -> Path:
-    """Write `folder`/report.html over `rows`, named relative to it, and the folders that are not done."""
-    given, folder = folder, Path(os.path.abspath(folder))
-    found = plots.compare(rows, sort)
-    shown = found.rows[:MAX_RUNS]
-    body = [f"<p>{link(above / REPORT, folder, f'← {above.name}')}</p>" if (above := report_above(folder)) else ""]
-    body += [f"<h1>{text(folder.name)}</h1>", summary(folder, found, problems, verdict)]
-    if len(shown) < len(found.rows):
-        body.append(f'<p class="hint">Of {len(found.rows)} runs, the best {MAX_RUNS} are on this page.</p>')
-    data: dict[str, Any] = {}
-    if shown:
-        columns, cells = make_table(shown, sort)
-        by_name = {line["folder"]: line for line in cells}
-        lines = [by_name[row.name] for row in shown]
-        data = runs_data(found, shown, columns, lines)
-        body += [curves_section(found, shown), axes_section(data), runs_table(folder, found, columns, lines)]
-    results = [
-        link(folder / name, folder) for name in ("results.md", "results.csv", PARAMS) if (folder / name).exists()
-    ]
-    images = [folder / name for name in (plots.CURVES, plots.PARAMETERS, plots.IMPORTANCE)]
-    body += [not_done(folder, problems), pictures(images, folder)]
-    body += [f"<h2>Files</h2><p>{' · '.join(results)}</p>" if results else ""]
-    provide_plotly(folder)
-    write_document(folder, folder.name, "\n".join(filter(None, body)), data, folder, above)
-    return given / REPORT
+    """Write `folder`/report.html -> its path. The names of rows and problems are relative to `folder`."""
+    path = Path(os.path.abspath(folder))
+    rows = ranked.rows[:MAX_RUNS]
+    table = Table()
+    if rows:
+        table = make_table(rows, sort)
+        by_name = {line["folder"]: line for line in table.lines}
+        table = Table(table.columns, [by_name[row.name] for row in rows])
+    data = collect_data(ranked, rows, table) if rows else {}
+    images = [path / name for name in (CURVES, PARAMETERS, IMPORTANCE)]
+    values: dict[str, object] = {
+        "searched": describe_search(path),
+        "states": count_states(ranked, problems),
+        "best_run": describe_best_run(path, ranked),
+        "best_setting": describe_best_setting(ranked),
+        "verdict": verdict,
+        "num_runs": len(ranked.rows),
+        "num_shown": len(rows),
+        "runs": [list_cells(path, line, table.columns) for line in table.lines],
+        "columns": list_columns(table),
+        "metrics": curve_metrics(rows, ranked.metric),
+        "metric": data.get("metric"),
+        "replicates": next((name_replicates(group) for group in ranked.groups if len(group) > 1), ""),
+        "has_axes": bool(data.get("axes")),
+        "filter_example": f"{ranked.metric}<0.5" if ranked.minimize else f"{ranked.metric}>0.9",
+        "unfinished": list_unfinished(path, problems),
+        "num_unfinished": len(problems),
+        "pictures": link_pictures(images, path),
+        "files": [link_to(path / n, path) for n in (RESULTS_MD, RESULTS_CSV, PARAMS) if (path / n).exists()],
+    }
+    provide_plotly(path)
+    write_document(path, "runs.html.j2", values, data, path)
+    return folder / REPORT
 
 
-def summary(folder: Path, found: plots.Comparison, problems: dict[str, str], verdict: str) -> str:
-    """What is searched, how many are how far, which is best."""
-    states = Counter(row.status for row in found.rows)
-    names = {row.name for row in found.rows}
-    states.update(state_of(folder / name, problems[name]) for name in problems.keys() - names)
-    ranked = sorted(states, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
-    parts = [f"<p>{''.join(badge(state, str(states[state])) for state in ranked)}</p>"]
-    if space := searched(folder):
-        parts.insert(0, f"<p>{space}</p>")
-    parts += [f"<p>{line}</p>" for line in best_lines(folder, found)]
-    if verdict:
-        parts.append(f'<p class="verdict">{text(verdict)}</p>')
-    return "\n".join(parts)
+# --- at the top -----------------------------------------------------------------------------------------
 
 
-def best_lines(folder: Path, found: plots.Comparison) -> list[str]:
-    """The best run, and with replicates the best mean, in words."""
-    values = [found.value(row) for row in found.rows]
-    best = [row for row, value in zip(found.rows, values, strict=True) if math.isfinite(value)]
-    if not best:
-        return []
-    run = (min if found.minimize else max)(best, key=found.value)
-    where = f", epoch {run.best['epoch']}" if run.best.get("epoch") else ""
-    name = text(found.metric.replace("_", " "))
-    run_link = link(folder / run.name / REPORT, folder, shorten(run.name, 100))
-    lines = [f"Best run: {run_link}, validation {name} {found.value(run):.4f}{where}."]
-    group = found.groups[0]
-    if len(group) > 1 and all(math.isfinite(found.value(row)) for row in group):
-        mean = sum(map(found.value, group)) / len(group)
-        lines.insert(0, f"Best mean: {text(found.label(group))}, validation {name} {mean:.4f}.")
-    return lines
-
-
-def state_of(path: Path, remark: str) -> str:
-    """The state of a folder without results, of which `remark` says why it is not done."""
-    word = remark.split(" ")[0].rstrip(":")
-    return word if word in STATES else str(Folder(path).status()["state"])
-
-
-def searched(folder: Path) -> str:
-    """What the folder's params.json searches, "" when it searches nothing."""
+def describe_search(folder: Path) -> dict[str, object] | None:
+    """What the folder's params.json searches (key -> values) and how, in words; None when it searches nothing."""
     try:
         written = params_module.read(folder / PARAMS)
-        space, how = dict(written.get("hyper_search") or {}), dict(written.get("search") or {})
+        space = dict(written.get("hyper_search") or {})
+        how = dict(written.get("search") or {})
     except (UserError, OSError, ValueError, TypeError):
-        return ""
-    parts = [f"<code>{text(key)}</code> {text(shorten(space_text(wanted), 120))}" for key, wanted in space.items()]
-    extra = ", ".join(f"{key} {show(value)}" for key, value in how.items() if value not in (None, "none", 1))
-    remark = f'. <span class="soft">{text(extra)}</span>' if extra else ""
-    return f"Searched: {'; '.join(parts)}{remark}" if parts else ""
+        return None
+    if not space:
+        return None
+    settings = [f"{key} {format_value(value)}" for key, value in how.items() if value not in (None, "none", 1)]
+    space = {key: shorten(format_space(values), 120) for key, values in space.items()}
+    return {"space": space, "how": ", ".join(settings)}
 
 
-def space_text(wanted: Any) -> str:
+def format_space(values: object) -> str:
     """What one parameter of hyper_search may be, as people write it."""
-    if isinstance(wanted, list):
-        return ", ".join(map(plots.brief, wanted))
-    if isinstance(wanted, dict) and isinstance(wanted.get("choice"), list):
-        return ", ".join(map(plots.brief, wanted["choice"]))
-    if isinstance(wanted, dict) and {"min", "max"} <= wanted.keys():
-        kinds = [word for key, word in (("log", "logarithmic"), ("int", "whole numbers")) if wanted.get(key)]
-        return f"{show(wanted['min'])} to {show(wanted['max'])}" + (f" ({', '.join(kinds)})" if kinds else "")
-    return show(wanted)
+    if isinstance(values, dict) and isinstance(values.get("choice"), list):
+        values = values["choice"]
+    if isinstance(values, list):
+        return ", ".join(map(format_brief, values))
+    if isinstance(values, dict) and {"min", "max"} <= values.keys():
+        kinds = [word for key, word in (("log", "logarithmic"), ("int", "whole numbers")) if values.get(key)]
+        limits = f"{format_value(values['min'])} to {format_value(values['max'])}"
+        return f"{limits} ({', '.join(kinds)})" if kinds else limits
+    return format_value(values)
 
 
-def runs_data(
-    found: plots.Comparison, rows: Sequence[Row], columns: Sequence[str], lines: Sequence[dict]
-) -> dict[str, Any]:
-    """What the page's script needs to know."""
-    rank_of = {row.name: rank for rank, group in enumerate(found.groups) for row in group}
-    keys = {column for column in columns if column in {key for row in rows for key in row.params}}
-    minimized = {name for row in rows for name in row.minimized}
+def count_states(ranked: RankedRuns, problems: Mapping[str, str]) -> dict[str, int]:
+    """State -> number of folders."""
+    names = {row.name for row in ranked.rows}
+    states = Counter(row.status for row in ranked.rows)
+    states.update(state_from_remark(problems[name]) for name in problems.keys() - names)
+    order = sorted(states, key=lambda state: STATES.index(state) if state in STATES else len(STATES))
+    return {state: states[state] for state in order}
 
-    def describe(column: str) -> dict[str, Any]:
-        split, metric = split_column(column)
-        kind = "name" if column == "folder" else "parameter" if column in keys else "other"
-        return {"name": column, "kind": kind, "ascending": not split or is_minimized(metric, minimized)}
 
-    axes = [axis_data(column, place, lines) for place, column in enumerate(columns) if column in found.keys]
-    value = validation_column(found.metric)
-    axes += [axis_data(value, columns.index(value), lines)] if value in columns else []
-    names = metric_names([row for run in rows[:50] for row in run.history], [found.metric])
-    stride = max(1, math.ceil(sum(len(row.history) for row in rows) * 2 * len(names) / MAX_NUMBERS))
-    runs = [
-        {"name": row.name, "rank": rank_of[row.name], "cells": [cell(line.get(column)) for column in columns]}
-        | curves_data(row, names, stride)
-        for row, line in zip(rows, lines, strict=True)
+def describe_best_run(folder: Path, ranked: RankedRuns) -> dict[str, object] | None:
+    """None when no run has a value."""
+    rows = [row for row in ranked.rows if math.isfinite(ranked.value(row))]
+    if not rows:
+        return None
+    best = (min if ranked.minimize else max)(rows, key=ranked.value)
+    return {
+        "link": link_to(folder / best.name / REPORT, folder, shorten(best.name, 100)),
+        "metric": ranked.metric.replace("_", " "),
+        "value": f"{ranked.value(best):.4f}",
+        "epoch": best.best.get("epoch"),
+    }
+
+
+def describe_best_setting(ranked: RankedRuns) -> dict[str, object] | None:
+    """None when the best setting has no replicates, or one without a value."""
+    group = ranked.groups[0] if ranked.groups else []
+    values = list(map(ranked.value, group))
+    if len(group) < 2 or not all(map(math.isfinite, values)):
+        return None
+    metric = ranked.metric.replace("_", " ")
+    return {"label": ranked.label(group), "metric": metric, "value": f"{mean_of(values):.4f}"}
+
+
+def list_unfinished(folder: Path, problems: Mapping[str, str]) -> list[tuple[Link, str]]:
+    """The first folders that are not done, and why."""
+    first = list(problems.items())[:MAX_RUNS]
+    return [(link_to(folder / name, folder, name), shorten(remark, 300)) for name, remark in first]
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+def list_columns(table: Table) -> list[dict[str, object]]:
+    return [
+        {"name": name, "is_number": all(isinstance(line.get(name), int | float | None) for line in table.lines)}
+        for name in table.columns
     ]
-    return {"runs": runs, "columns": [describe(column) for column in columns], "axes": axes if len(axes) > 1 else [],
-            "metric": found.metric if found.metric in names else "loss", "minimize": found.minimize,
-            "num_named": plots.NUM_NAMED, "labels": [shorten(found.label(g), 120) for g in found.groups]}  # fmt: skip
 
 
-def cell(value: Any) -> Any:
-    """A value for the script: numbers stay numbers."""
-    return value if value is None or plots.is_number(value) else show(value)
+def list_cells(folder: Path, line: Line, columns: Sequence[str]) -> dict[str, object]:
+    """One line of the table: the run's name, a link to its page, and the other cells."""
+    name = str(line["folder"])
+    link = link_to(folder / name / REPORT, folder, shorten(name, 120))
+    return {"name": name, "link": link, "cells": [format_page_cell(c, line.get(c)) for c in columns if c != "folder"]}
 
 
-def axis_data(column: str, place: int, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = [line.get(column) for line in lines]
-    numbers = [float(value) for value in values if plots.is_number(value)]
-    return {"name": column, "place": place, "log": len(numbers) == len(values) and is_logarithmic(numbers)}
+def format_page_cell(column: str, value: object) -> str:
+    """A cell of the page's table; metrics with four decimals."""
+    if isinstance(value, float) and split_column(column)[0]:
+        return f"{value:.4f}"
+    return "" if value is None or value == "" else shorten(format_value(value), 60)
 
 
-def curves_data(row: Row, names: Sequence[str], stride: int) -> dict[str, Any]:
+# --- data for the script --------------------------------------------------------------------------------
+
+
+def collect_data(ranked: RankedRuns, rows: Sequence[Row], table: Table) -> dict[str, object]:
+    """Cells, curves and axes as the page's script reads them."""
+    rank_of = {row.name: rank for rank, group in enumerate(ranked.groups) for row in group}
+    params = {key for row in rows for key in row.params}
+    metrics = curve_metrics(rows, ranked.metric)
+
+    # Every n-th epoch, so that all curves together stay below MAX_NUMBERS.
+    num_numbers = sum(len(row.history) for row in rows) * 2 * len(metrics)
+    stride = max(1, math.ceil(num_numbers / MAX_NUMBERS))
+    runs = []
+    for row, line in zip(rows, table.lines, strict=True):
+        cells = [to_script_value(line.get(column)) for column in table.columns]
+        runs.append(
+            {"name": row.name, "rank": rank_of[row.name], "cells": cells} | collect_curves(row, metrics, stride)
+        )
+    axes = collect_axes(ranked, table)
+    return {
+        "runs": runs,
+        "columns": [describe_column(column, params, rows) for column in table.columns],
+        "axes": axes if len(axes) > 1 else [],
+        "metric": ranked.metric if ranked.metric in metrics else "loss",
+        "minimize": ranked.minimize,
+        "num_named": NUM_NAMED,
+        "labels": [shorten(ranked.label(group), 120) for group in ranked.groups],
+    }
+
+
+def curve_metrics(rows: Sequence[Row], metric: str) -> list[str]:
+    """The metrics that have curves, judged by the first 50 runs."""
+    return history_metrics([epoch for row in rows[:50] for epoch in row.history], [metric])
+
+
+def describe_column(column: str, params: set[str], rows: Sequence[Row]) -> dict[str, object]:
+    """Its kind, and whether a first click sorts it upward."""
+    split, metric = split_column(column)
+    kind = "name" if column == "folder" else "parameter" if column in params else "other"
+    return {"name": column, "kind": kind, "ascending": not split or is_lower_better(rows, metric)}
+
+
+def to_script_value(value: object) -> object:
+    """Numbers stay numbers; anything else is text."""
+    return value if value is None or is_number(value) else format_value(value)
+
+
+def collect_axes(ranked: RankedRuns, table: Table) -> list[dict[str, object]]:
+    """The axes of the parallel coordinates: one for each parameter, then the metric."""
+    axes = []
+    for place, column in enumerate(table.columns):
+        if column in ranked.keys or column == validation_column(ranked.metric):
+            values = [line.get(column) for line in table.lines]
+            numbers = [float(value) for value in values if is_number(value)]
+            is_log = len(numbers) == len(values) and is_logarithmic(numbers)
+            axes.append({"name": column, "place": place, "log": is_log})
+    return axes
+
+
+def collect_curves(row: Row, metrics: Sequence[str], stride: int) -> dict[str, object]:
     """Every `stride`-th epoch, and the last."""
-    history = [entry for number, entry in enumerate(row.history) if number % stride == 0 or entry is row.history[-1]]
-    curves = {f"{split}_{name}": series(history, f"{split}_{name}") for split in ("train", "val") for name in names}
-    curves = {key: list(map(rounded, values)) for key, values in curves.items() if any(map(math.isfinite, values))}
+    history = [epoch for number, epoch in enumerate(row.history) if number % stride == 0 or epoch is row.history[-1]]
+    names = [join_column(split, metric) for split in HISTORY_SPLITS for metric in metrics]
+    curves = {name: series(history, name) for name in names}
+    curves = {name: list(map(round_digits, curve)) for name, curve in curves.items() if any(map(math.isfinite, curve))}
     return {"epochs": [int(epoch) for epoch in series(history, "epoch") if math.isfinite(epoch)], "series": curves}
-
-
-def curves_section(found: plots.Comparison, rows: Sequence[Row]) -> str:
-    metric = found.metric
-    names = metric_names([row for run in rows[:50] for row in run.history], [metric])
-    chosen = metric if metric in names else "loss"
-    repeated = next((group for group in found.groups if len(group) > 1), [])
-    mean = (
-        f'<label><input type="checkbox" id="mean"> mean over {plots.replicates(repeated)}</label>' if repeated else ""
-    )
-    options = "".join(f"<option{' selected' if name == chosen else ''}>{text(name)}</option>" for name in names)
-    return f"""<h2>Curves</h2>
-<div class="bar"><select id="metric" aria-label="metric">{options}</select>
-<label><input type="checkbox" id="train"> training too (dotted)</label>
-{mean}
-<label><input type="checkbox" id="log"> logarithmic</label>
-<button id="none" type="button">no highlight</button></div>
-<div class="plot" id="curves"></div>
-<p class="hint">Drag to zoom, double-click to see all. A click on a line, or on a row, highlights the run.</p>"""
-
-
-def axes_section(data: dict[str, Any]) -> str:
-    if not data["axes"]:
-        return ""
-    return """<h2>Parameters</h2>
-<div class="scroll"><div class="plot wide" id="axes"></div></div>
-<p class="hint">Drag along an axis to keep a part of it, here and in curves and table; click on it to let go.</p>"""
-
-
-def runs_table(folder: Path, found: plots.Comparison, columns: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
-    """The table, best first, with a box for comparing and the colour of the curve."""
-    right = [all(isinstance(line.get(column), int | float | None) for line in lines) for column in columns]
-    marks = ' class="number"'
-    head = "".join(
-        f'<th data-place="{place}"{marks if right[place] else ""}><button type="button">{text(column)}</button></th>'
-        for place, column in enumerate(columns)
-    )
-
-    def row(i: int, line: dict[str, Any]) -> str:
-        target = folder / str(line["folder"])
-        name = link(target / REPORT, folder, shorten(line["folder"], 120))
-        box = '<td><input type="checkbox" aria-label="compare"></td>'
-        cells = [f'{box}<td class="run" title="{text(line["folder"])}"><span class="swatch"></span>{name}</td>']
-        for place, column in list(enumerate(columns))[1:]:
-            value = line.get(column)
-            is_metric = bool(split_column(column)[0])
-            shown = (
-                f"{value:.4f}"
-                if isinstance(value, float) and is_metric
-                else shorten(show(value), 60)
-                if value not in (None, "")
-                else ""
-            )
-            cells.append(f"<td{marks if right[place] else ''}>{text(shown)}</td>")
-        return f'<tr data-i="{i}">{"".join(cells)}</tr>'
-
-    body = "\n".join(row(i, line) for i, line in enumerate(lines))
-    example = f"{found.metric}&gt;0.9" if not found.minimize else f"{found.metric}&lt;0.5"
-    return f"""<h2>Runs</h2>
-<div class="bar">
-<input type="search" id="filter" placeholder="filter: words, {example}, status=done" aria-label="filter">
-<span id="count" class="soft" role="status"></span></div>
-<div class="scroll tall"><table id="runs"><thead><tr><th title="tick two runs to compare them">±</th>{head}</tr></thead>
-<tbody>
-{body}
-</tbody></table></div>
-<p class="hint">Click on a column's name to sort. Tick two runs to see what differs between them.</p>
-<div id="difference"></div>"""
-
-
-def not_done(folder: Path, problems: dict[str, str]) -> str:
-    if not problems:
-        return ""
-    lines = [
-        f"<li>{link(folder / name, folder, name)}: {text(shorten(remark, 300))}</li>"
-        for name, remark in list(problems.items())[:MAX_RUNS]
-    ]
-    more = f"<p>and {len(problems) - MAX_RUNS} more</p>" if len(problems) > MAX_RUNS else ""
-    is_long = len(problems) > 12
-    items = f'<ul class="plain">{"".join(lines)}</ul>{more}'
-    folded = f"<details><summary>{len(problems)} folders</summary>{items}</details>" if is_long else items
-    return f"<h2>Not done</h2>{folded}"

@@ -18,9 +18,10 @@ from folder.folder import Folder
 from folder.provenance import changed_files, snapshot, source_files
 from include import RESOLVED, ROOT
 from report.html import runs_page as page_runs
+from report.html.document import HERE, PLOTLY, REPORT, environment, provide_plotly, replace_non_finite
 from report.html.experiment_page import write_experiment_page, write_experiment_pages
-from report.html.markup import PLOTLY, REPORT, embedded, provide_plotly
 from report.html.runs_page import write_runs_page
+from report.plots import rank_runs
 from report.rows import read_rows
 from report.tree import find_folders
 
@@ -30,7 +31,8 @@ def write_page(path: Path, verdict: str = "") -> Path:
     if (path / RESOLVED).exists():
         return write_experiment_page(path)
     folders = find_folders(path)
-    page = write_runs_page(path, *read_rows(folders, path), verdict)
+    rows, problems = read_rows(folders, path)
+    page = write_runs_page(path, rank_runs(rows), problems, verdict)
     write_experiment_pages(folders)
     return page
 
@@ -112,7 +114,14 @@ def test_a_trained_and_evaluated_experiment(tmp_path):
         "history.csv",
     } <= set(targets)
     said = " ".join(Page(folder / REPORT).text)
-    for word in ("1 look at the test set", "learning_rate", "0.03", "0.05", "best epoch", "validation, best weights"):
+    for word in (
+        "The test set was evaluated 1 time.",
+        "learning_rate",
+        "0.03",
+        "0.05",
+        "best epoch",
+        "validation, best weights",
+    ):
         assert word in said, word
     assert not (folder / PLOTLY).exists()
     assert (tmp_path / "search" / PLOTLY).stat().st_size > 1e6
@@ -144,8 +153,9 @@ def test_names_and_values_are_text(tmp_path):
 
 def test_json_for_a_script():
     value = {"a": "</script>\u2028", "b": [float("nan"), float("inf"), 1.5]}
-    assert "<" not in embedded(value)
-    assert json.loads(embedded(value)) == {
+    script = environment().from_string("{{ data | tojson }}").render(data=replace_non_finite(value))
+    assert "<" not in script
+    assert json.loads(script) == {
         "a": "</script>\u2028",
         "b": [None, None, 1.5],
     }
@@ -211,7 +221,7 @@ def test_the_script_is_written_once(tmp_path):
 
 
 def test_a_frozen_copy_can_write_pages_and_their_looks_are_no_result(tmp_path):
-    assert {Path("report/html/page.css"), Path("report/html/page.js")} <= set(source_files(ROOT))
+    assert {path.relative_to(ROOT) for path in HERE.iterdir() if path.is_file()} <= set(source_files(ROOT))
     folder = Folder(tmp_path)
     snapshot(folder, {})
     (tmp_path / "record/code/report/html/page.js").write_text("older")
@@ -474,7 +484,8 @@ def test_dark_and_on_a_phone(browser, parent):
 
 def test_three_hundred_runs_in_a_browser(browser, tmp_path):
     parent = make_parent(tmp_path / "p", 150)
-    page = page_runs.write_runs_page(parent, *read_rows(find_folders(parent), parent))
+    rows, problems = read_rows(find_folders(parent), parent)
+    page = write_runs_page(parent, rank_runs(rows), problems)
     assert page.stat().st_size < 2e6
     tab = Tab(browser, page)
     assert tab.run("return document.getElementById('curves').data.length") == 150  # settings

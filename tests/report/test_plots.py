@@ -63,7 +63,7 @@ def random_search(parent: Path, number: int, noise: float = 0.01, effect: float 
 
 
 def test_replicates_are_one_setting_and_the_best_mean_comes_first(tmp_path):
-    found = plots.compare(rows_of(grid(tmp_path)))
+    found = plots.rank_runs(rows_of(grid(tmp_path)))
     assert [group[0].params["learning_rate"] for group in found.groups] == [0.1, 1.0, 0.01]
     assert found.keys == ["learning_rate"]
     assert found.metric == "accuracy"
@@ -73,18 +73,18 @@ def test_replicates_are_one_setting_and_the_best_mean_comes_first(tmp_path):
 
 
 def test_sorting_by_loss_is_the_other_way_round(tmp_path):
-    found = plots.compare(rows_of(grid(tmp_path)), "loss")
+    found = plots.rank_runs(rows_of(grid(tmp_path)), "loss")
     assert found.metric == "loss"
     assert found.minimize
     assert found.groups[0][0].params["learning_rate"] == 0.1
     with pytest.raises(UserError, match="accuracy"):
-        plots.compare(rows_of(tmp_path), "acuracy")
+        plots.rank_runs(rows_of(tmp_path), "acuracy")
 
 
 def test_folds_are_replicates_too(tmp_path):
     for part in (1, 2):
         make_run(tmp_path / f"fold_{part}", 0.8 + part / 100, fold=[part, 2])
-    found = plots.compare(rows_of(tmp_path))
+    found = plots.rank_runs(rows_of(tmp_path))
     assert len(found.groups) == 1
     assert found.keys == []
     assert found.label(found.groups[0]) == "2 folds"
@@ -106,7 +106,7 @@ def test_the_band_covers_the_epochs_that_all_have(tmp_path):
 
 
 def draw_all(parent: Path) -> list[Path]:
-    return plots.draw(read_rows(find_folders(parent), parent)[0], parent)[0]
+    return plots.draw_figures(plots.rank_runs(rows_of(parent)), parent)[0]
 
 
 @pytest.mark.parametrize("number", [1, 3, 24, 300])
@@ -145,7 +145,7 @@ def drawn(monkeypatch) -> list:
 def test_what_the_curves_say(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     random_search(tmp_path, 40)
-    plots.save_curves(tmp_path / "c.png", plots.compare(rows_of(tmp_path)))
+    plots.save_curves(tmp_path / "c.png", plots.rank_runs(rows_of(tmp_path)))
     legend = figures[0].legends[0]
     lines = [text.get_text() for text in legend.get_texts()]
     assert len(lines) == 12
@@ -163,16 +163,16 @@ def test_what_the_curves_say(tmp_path, monkeypatch):
 
 def test_bands_over_seeds(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    plots.save_curves(tmp_path / "c.png", plots.compare(rows_of(grid(tmp_path))))
+    plots.save_curves(tmp_path / "c.png", plots.rank_runs(rows_of(grid(tmp_path))))
     title = figures[0].legends[0].get_title().get_text()
-    assert title.endswith("line: mean over seeds, band: least to greatest")
+    assert title.endswith("line: mean over seeds, band: lowest to highest")
     assert title.startswith("9 runs of 3 settings")
     assert sum(type(c).__name__ == "FillBetweenPolyCollection" for c in figures[0].axes[3].collections) == 3
 
 
 def test_axes_of_the_parameters(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    found = plots.compare(rows_of(random_search(tmp_path, 60)))
+    found = plots.rank_runs(rows_of(random_search(tmp_path, 60)))
     plots.save_parameters(tmp_path / "p.png", found, found.keys)
     panels = {panel.get_title("left"): panel for panel in figures[0].axes}
     assert set(panels) == {"learning_rate", "ps", "arch"}
@@ -194,7 +194,7 @@ def test_many_parameters_and_many_categories(tmp_path, monkeypatch):
             **more,
             mixup=[None, 0.2][i % 2],
         )
-    found = plots.compare(rows_of(tmp_path))
+    found = plots.rank_runs(rows_of(tmp_path))
     plots.save_parameters(tmp_path / "p.png", found, found.keys)
     titles = [panel.get_title("left") for panel in figures[0].axes if panel.get_title("left")]
     assert len(titles) == 12
@@ -214,7 +214,7 @@ def test_logarithmic_axes(values, expected):
 
 
 def shares(parent: Path):
-    found = plots.compare(rows_of(parent))
+    found = plots.rank_runs(rows_of(parent))
     return importance(found.groups, found.keys, found.value)
 
 
@@ -236,7 +236,7 @@ def test_importance_refuses_noise(tmp_path):
 def test_importance_refuses_few_one_parameter_and_no_difference(tmp_path):
     values, reason = shares(random_search(tmp_path / "few", 8))
     assert values == {}
-    assert reason == "8 settings that are done are needed, there are 7"
+    assert reason == "8 finished settings are needed, there are 7"
     values, reason = shares(grid(tmp_path / "one"))
     assert values == {}
     assert "one parameter differs" in reason

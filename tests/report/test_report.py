@@ -17,9 +17,10 @@ from runs import make_folder, make_history, write
 import plot_results
 import synthesize_results
 from include import ROOT
-from report import figures
+from report import figures, image_sheets
+from report.formats import to_csv, to_markdown
 from report.rows import read_rows
-from report.tables import make_table, to_csv, to_markdown
+from report.tables import make_table
 from report.tree import find_folders
 from utils import UserError
 
@@ -50,7 +51,8 @@ def parent(tmp_path: Path) -> Path:
 
 def test_table_shows_what_differs_and_sorts_best_first(parent):
     rows, problems = read_rows(find_folders(parent), parent)
-    columns, cells = make_table(rows)
+    table = make_table(rows)
+    columns, cells = table.columns, table.lines
     assert columns[:5] == ["folder", "learning_rate", "arch_args.n_filters", "best_epoch", "epochs"]
     assert columns[5:7] == ["val_loss", "val_accuracy"]
     assert columns[7:] == ["last_accuracy", "test_accuracy", "test_looks", "seconds", "status"]
@@ -77,7 +79,7 @@ def test_table_shows_what_differs_and_sorts_best_first(parent):
 )
 def test_sorting_knows_the_direction(parent, sort, first):
     rows, _ = read_rows(find_folders(parent), parent)
-    _, cells = make_table(rows, sort)
+    cells = make_table(rows, sort).lines
     assert cells[0]["folder"] == first
     with pytest.raises(UserError, match="val_accuracy"):
         make_table(rows, "acuracy")
@@ -88,14 +90,14 @@ def test_recorded_direction_of_other_metrics(tmp_path):
         folder = make_folder(tmp_path / name, 0.9, best_metric="metrics.py:ece")
         write(folder / "metrics_val_best_weights.json", {"epoch": 1, "loss": 1, "ece": ece})
         write(folder / "record/meta.json", {"minimize": ["loss", "ece"]})
-    _, cells = make_table(read_rows(find_folders(tmp_path), tmp_path)[0])
+    cells = make_table(read_rows(find_folders(tmp_path), tmp_path)[0]).lines
     assert [line["folder"] for line in cells] == ["b", "a"]
 
 
 def test_csv_has_no_times_and_markdown_keeps_its_columns(parent):
-    columns, cells = make_table(read_rows(find_folders(parent), parent)[0])
-    assert "seconds" not in to_csv(columns, cells).splitlines()[0]
-    lines = to_markdown(columns, cells).splitlines()
+    table = make_table(read_rows(find_folders(parent), parent)[0])
+    assert "seconds" not in to_csv(table).splitlines()[0]
+    lines = to_markdown(table).splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
 
 
@@ -212,12 +214,12 @@ def test_batch_sheet(tmp_path, mixed):
             yield torch.randn(3, 3, 40, 40), labels, torch.arange(3), torch.tensor([1.0, 1.0, 0.0])
             raise AssertionError("one batch is enough")
 
-    figures.save_batch_sheet(tmp_path / "batch.png", Loader())
+    image_sheets.save_batch_sheet(tmp_path / "batch.png", Loader())
     assert picture(tmp_path / "batch.png")[0] < 300  # two tiles: padding is not shown
 
 
 def test_pixels_are_denormalised():
     images = (torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1) - 0.5) / 0.25
-    assert figures.to_pixels(images, [0.5] * 3, [0.25] * 3).tolist() == [[[[0, 128, 255]]]]
+    assert image_sheets.to_pixels(images, [0.5] * 3, [0.25] * 3).tolist() == [[[[0, 128, 255]]]]
     assert figures.shorten("a  b\nc", 10) == "a b c"
     assert len(figures.shorten("x" * 50, 10)) == 10

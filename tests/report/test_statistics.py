@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from report.statistics import Noise, bartlett_p, holm, interval, judge, lead_p, shares_noise
+from report.statistics import (
+    NoiseModel,
+    bartlett_p_value,
+    confidence_interval,
+    correct_by_holm,
+    has_shared_noise,
+    judge,
+    lead_p_value,
+)
 
 
 def searches(num, means, shared=0.0, num_seeds=5, seed=0, deviations=1.0):
@@ -61,37 +69,39 @@ def test_one_that_diverges_hides_no_winner():
 def test_agrees_with_scipy():
     groups = next(searches(1, [0, 1, 2], seed=11))
     a, b = ([*groups[i].values()] for i in (0, 1))
-    mean, width = interval(a)
+    mean, width = confidence_interval(a)
     low, high = stats.t.interval(0.95, 4, np.mean(a), stats.sem(a))
     assert (mean - width, mean + width) == pytest.approx((low, high))
-    paired = Noise(groups[:2], is_paired=True).against(0, [1])[0]
+    paired = NoiseModel(groups[:2], is_paired=True).differences(0, [1])[0]
     assert paired.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
-    pooled = Noise(groups[:2], is_paired=False).against(0, [1])[0]
+    pooled = NoiseModel(groups[:2], is_paired=False).differences(0, [1])[0]
     assert pooled.p == pytest.approx(stats.ttest_ind(a, b).pvalue)
     c = [100 * value for value in b]
-    welch = Noise([groups[0], dict(enumerate(c))], is_paired=False)
-    assert not welch.is_alike
-    assert welch.against(0, [1])[0].p == pytest.approx(stats.ttest_ind(a, c, equal_var=False).pvalue)
+    welch = NoiseModel([groups[0], dict(enumerate(c))], is_paired=False)
+    assert not welch.has_equal_variances
+    assert welch.differences(0, [1])[0].p == pytest.approx(stats.ttest_ind(a, c, equal_var=False).pvalue)
     of_three = [[*group.values()] for group in groups]
-    assert bartlett_p([np.var(v, ddof=1) for v in of_three], [4] * 3) == pytest.approx(stats.bartlett(*of_three).pvalue)
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert bartlett_p_value([np.var(v, ddof=1) for v in of_three], [4] * 3) == pytest.approx(
+        stats.bartlett(*of_three).pvalue
+    )
+    assert correct_by_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 @pytest.mark.parametrize("freedom", [4, 8, 8.5, 40])
 def test_lead_of_two_is_students_t_and_of_more_is_what_chance_gives(freedom):
     for t in (0.5, 2.0, 4.0):
-        assert lead_p(t, freedom, 2) == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-3)
+        assert lead_p_value(t, freedom, 2) == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-3)
     rng = np.random.default_rng(0)
     means = np.sort(rng.standard_normal((200_000, 6)), axis=1)
     scatter = np.sqrt(rng.chisquare(freedom, 200_000) / freedom)
     seen = np.mean((means[:, -1] - means[:, -2]) / (scatter * np.sqrt(2)) >= 1.0)
-    assert lead_p(1.0, freedom, 6) == pytest.approx(seen, rel=0.05)
+    assert lead_p_value(1.0, freedom, 6) == pytest.approx(seen, rel=0.05)
 
 
 def test_shared_noise_is_seen():
-    assert sum(shares_noise(groups) for groups in searches(100, [0] * 4, shared=0.9, seed=1)) > 90
-    assert sum(shares_noise(groups) for groups in searches(100, [0] * 4, seed=1)) < 6
-    assert shares_noise([{"1": 0.1, "2": 0.2, "3": 0.15}, {"1": 0.2, "2": 0.3, "3": 0.25}])
+    assert sum(has_shared_noise(groups) for groups in searches(100, [0] * 4, shared=0.9, seed=1)) > 90
+    assert sum(has_shared_noise(groups) for groups in searches(100, [0] * 4, seed=1)) < 6
+    assert has_shared_noise([{"1": 0.1, "2": 0.2, "3": 0.15}, {"1": 0.2, "2": 0.3, "3": 0.25}])
 
 
 def test_what_cannot_be_judged_is_no_claim():

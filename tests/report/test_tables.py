@@ -15,11 +15,13 @@ import pytest
 from kit import ROOT, call, experiment, make_dataset
 from runs import make_folder, make_history, write
 
-from report.rows import differing, read_rows
-from report.summary import read_summary, report_text, summarise, write_summary
-from report.tables import make_table, to_latex, to_markdown
+from report.formats import to_latex, to_markdown
+from report.rows import read_rows
+from report.settings import differing_keys
+from report.summary import format_summary, read_summary, summarise, write_summary
+from report.tables import make_table
 from report.tree import find_folders
-from report.watch import duration, watch
+from report.watch import format_duration, watch
 from utils import UserError
 
 NOISE = [0.002, -0.001, 0.0, 0.001, -0.002]
@@ -79,7 +81,7 @@ def test_within_noise_there_is_no_winner(search):
     said = as_json("--parent_dir", search)
     assert "Best mean: learning_rate 0.2, mean accuracy 0.9003 ±" in said["verdict"]
     assert said["verdict"].startswith("No winner: within noise (p = ")
-    assert said["verdict"].endswith("Could as well be best: learning_rate 0.1.")
+    assert said["verdict"].endswith("Could equally be best: learning_rate 0.1.")
 
 
 def test_less_is_better_for_a_loss(search):
@@ -103,13 +105,13 @@ def test_folds_are_replicates_and_runs_alone_no_claim(tmp_path):
             make_folder(tmp_path / f"lr_{rate}__fold_{fold}", value, learning_rate=rate, fold=[fold, 3])
     assert "paired by seed or fold" in as_json("--parent_dir", tmp_path)["verdict"]
     single = as_json(tmp_path / "lr_0.1__fold_1", tmp_path / "lr_0.2__fold_1")
-    assert "one run each: no claim" in single["verdict"]
+    assert "one run each, so no claim" in single["verdict"]
     assert "groups" not in single
 
 
 def test_only_runs_that_are_done_count(search):
     write(search / "learning_rate_0.1__seed_4/record/status.json", {"state": "pruned", "message": "pruned by median"})
-    make_folder(search / "again", 0.1, learning_rate=0.1, seed=0)  # the same run a second time is no second sample
+    make_folder(search / "again", 0.1, learning_rate=0.1, seed=0)  # a duplicate counts once
     said = as_json("--parent_dir", search)
     best = said["groups"][0]
     assert best["n"] == 4
@@ -194,13 +196,13 @@ def test_escapes_and_sizes(tmp_path):
     for number in range(299):
         more = {f"key_{n}": n + number for n in range(300)}
         make_folder(tmp_path / f"run_{number}", number / 300, arch="lenet", **more)
-    columns, cells = make_table(read_rows(find_folders(tmp_path), tmp_path)[0])
-    lines = to_markdown(columns, cells).splitlines()
+    table = make_table(read_rows(find_folders(tmp_path), tmp_path)[0])
+    lines = to_markdown(table).splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert "a\\|b_c\\*\\<x>" in "".join(lines)
-    assert "my\\_net|50\\%" in to_latex(columns, cells)
-    assert "\\toprule" in to_latex(columns, cells)
-    text = report_text(summarise(*read_rows(find_folders(tmp_path), tmp_path)))
+    assert "my\\_net|50\\%" in to_latex(table)
+    assert "\\toprule" in to_latex(table)
+    text = format_summary(summarise(*read_rows(find_folders(tmp_path), tmp_path)))
     assert "... 200 more lines and 285 more columns" in text
     assert max(map(len, text.splitlines())) < 600
     assert len(text.splitlines()) < 110
@@ -268,7 +270,7 @@ def test_many_folders_are_read_by_several_processes_alike(tmp_path, monkeypatch)
     folders = find_folders(tmp_path)
     alone = read_rows(folders, tmp_path, keep_history=False)
     code = (
-        "import sys; from pathlib import Path; import report.rows as r; r.MANY, r.CHUNK = 10, 7\n"
+        "import sys; from pathlib import Path; import report.rows as r; r.MANY_FOLDERS, r.CHUNK_SIZE = 10, 7\n"
         "from report.tree import find_folders\n"
         "rows, problems = r.read_rows(find_folders(Path(sys.argv[1])), Path(sys.argv[1]), keep_history=False)\n"
         "print('multiprocessing' in sys.modules, repr((rows, problems)))"
@@ -282,7 +284,7 @@ def test_many_folders_are_read_by_several_processes_alike(tmp_path, monkeypatch)
 def test_differing_whatever_the_order_of_the_keys(tmp_path):
     make_folder(tmp_path / "a", 0.5, one=1, two=[1])
     make_folder(tmp_path / "b", 0.5, two=[2], one=1)
-    assert differing(read_rows(find_folders(tmp_path))[0]) == ["two"]
+    assert differing_keys(read_rows(find_folders(tmp_path))[0]) == ["two"]
 
 
 def test_csv_is_the_same_whatever_the_clock(search):
@@ -316,7 +318,7 @@ def test_diff_says_parameters_code_metrics_and_noise(search):
     same = as_json(one, search / "learning_rate_0.1__seed_1", "--diff")
     assert "is noise" in same["noise"]
     alone = make_folder(search / "x/alone", 0.5, learning_rate=7)
-    assert "no claim" in as_json(one, alone, "--diff")["noise"]
+    assert "so no claim" in as_json(one, alone, "--diff")["noise"]
     code, printed = synthesize(one, search / "x", "--diff")
     assert code == 2
     assert "has no results" in printed
@@ -349,7 +351,7 @@ def test_watch_shows_progress_rate_and_silence(tmp_path):
     assert "no sign" not in lines["quick"]
     assert "no sign for 9" in lines["silent"]
     assert "killed: its process is gone" in lines["gone"]
-    assert [duration(s) for s in (95, 600, 11_100, 190_000)] == ["95 s", "10 min", "3 h 05 min", "2 d 4 h"]
+    assert [format_duration(s) for s in (95, 600, 11_100, 190_000)] == ["95 s", "10 min", "3 h 05 min", "2 d 4 h"]
 
 
 def test_watch_prints_once_without_a_terminal_and_ends_at_ctrl_c_in_one(tmp_path):

@@ -81,8 +81,9 @@ def read_params(work: Path, data: bytes) -> None:
 
 
 def read_metrics(work: Path, data: bytes, name: str = "metrics_val_best_weights.json") -> None:
+    from report.formats import to_markdown
     from report.rows import read_rows
-    from report.tables import make_table, to_markdown
+    from report.tables import make_table
 
     folder = work / "run"
     (folder / "record").mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def read_metrics(work: Path, data: bytes, name: str = "metrics_val_best_weights.
     (folder / name).write_bytes(data)
     rows, _ = read_rows([folder], work)
     if rows:
-        to_markdown(*make_table(rows))
+        to_markdown(make_table(rows))
     (folder / name).unlink()
 
 

@@ -1,0 +1,42 @@
+"""Write all that a parent folder shows of its experiments, from one reading: tables, figures, pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from report.html.experiment_page import write_experiment_page, write_experiment_pages
+from report.html.runs_page import write_runs_page
+from report.plots import draw_figures, rank_runs
+from report.rows import Problems, Row, read_rows
+from report.summary import summarise, write_summary
+from report.tree import find_folders
+
+
+def write_results(parent: Path) -> list[Path]:
+    """Write results.md, results.csv, figures and report.html of all experiments below `parent` into it -> the files."""
+    folders = find_folders(parent)
+    rows, problems = read_rows(folders, parent)
+    written = write_summary(parent, summarise(rows, problems))
+    trained = [row for row in rows if row.history]
+    if trained:
+        written += write_figures_and_pages(trained, problems, folders, parent)[0]
+    return written
+
+
+def write_figures_and_pages(
+    rows: Sequence[Row], problems: Problems, folders: Sequence[Path], target: Path, sort: str | None = None
+) -> tuple[list[Path], list[str]]:
+    """(figures and page of `rows` written into `target`, which figures were left out and why).
+
+    The page of each of `folders` is written, too, where it is out of date.
+    """
+    ranked = rank_runs(rows, sort)
+    written, remarks = draw_figures(ranked, target)
+    if target in folders:  # a single experiment: its page is its own
+        written.append(write_experiment_page(target))
+    else:
+        verdict = summarise(rows, problems, sort).verdict
+        written.append(write_runs_page(target, ranked, problems, verdict, sort))
+    write_experiment_pages([folder for folder in folders if folder != target])
+    return written, remarks
