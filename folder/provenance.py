@@ -15,102 +15,133 @@ from typing import Any
 
 from folder.folder import Folder, now
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
-from utils import UserError, reference_file, reference_name, write_atomic, write_json
+from utils import Json, JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
 
-RESULT_CODE = (
-    "train.py",
-    "params",
-    "model",
-    "engine",
-)  # what a result depends on
+# Whether a result depends on a file: the longest of these paths that leads to it decides; under none, it does not.
+# So a new file in model/ or engine/ counts until it is listed here. The experiment's own files always count.
+RESULT_CODE = {
+    "train.py": True,
+    "include.py": True,
+    "utils.py": True,
+    "params": True,
+    "model": True,
+    "model/images/build.py": False,  # build_dataset.py: another dataset is noticed by its identity
+    "model/images/check.py": False,
+    "folder/history.py": True,  # it chooses the best epoch
+    "engine": True,
+    "engine/observers.py": False,
+    "engine/submit.py": False,
+    "engine/use": False,
+    "engine/use/inference.py": True,
+}
+VERSION_FILE = "include.py"  # its VERSION alone is no result: a release does not refuse the runs of the last one
 ROOMS = ("params", "model", "folder", "report", "engine", "search")
 MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 
 
+def is_result_code(file: Path) -> bool:
+    """True when a result depends on `file`, a path relative to the kit's root; see RESULT_CODE."""
+    listed = (RESULT_CODE.get(path.as_posix()) for path in (file, *file.parents))
+    return next((counts for counts in listed if counts is not None), False)
+
+
 def source_files(root: Path) -> list[Path]:
-    """The kit's own source under `root`, relative: root modules and all rooms, with what report.html is made of."""
-    found = [*root.glob("*.py")]
-    found += [path for room in ROOMS for kind in ("py", "css", "js", "j2") for path in (root / room).rglob(f"*.{kind}")]
-    return sorted(path.relative_to(root) for path in found)
+    """The kit's own source under `root`, relative: root modules and everything in the rooms, templates included."""
+    files = [*root.glob("*.py")]
+    for room in ROOMS:
+        files += [path for path in (root / room).rglob("*") if path.is_file() and not _is_byproduct(path)]
+    return sorted(path.relative_to(root) for path in files)
 
 
-def references(values: Any) -> set[str]:
+def _is_byproduct(path: Path) -> bool:
+    """Files that Python and editors leave beside the source."""
+    return path.parent.name == "__pycache__" or path.name.startswith((".", "#")) or path.name.endswith(("~", ".pyc"))
+
+
+def references(values: Json) -> set[str]:
     """The files that "file.py:Name" values anywhere in the parameters name."""
-    if isinstance(values, dict):
-        return set().union(*map(references, values.values())) if values else set()
-    if isinstance(values, list):
-        return set().union(*map(references, values)) if values else set()
+    if isinstance(values, dict | list):
+        parts = values.values() if isinstance(values, dict) else values
+        return {name for part in parts for name in references(part)}
     return {reference_file(values)} if isinstance(values, str) and ".py:" in values else set()
 
 
-def localised(values: Any, prefix: str = "") -> Any:
+def localise(values: Any, prefix: str = "") -> Any:
     """`values` with each "dir/file.py:Name" as "file.py:Name", under `prefix`: as in record/code/experiment/."""
     if isinstance(values, dict):
-        return {key: localised(value, prefix) for key, value in values.items()}
+        return {key: localise(value, prefix) for key, value in values.items()}
     if isinstance(values, list):
-        return [localised(value, prefix) for value in values]
+        return [localise(value, prefix) for value in values]
     if isinstance(values, str) and ".py:" in values:
         return f"{prefix}{Path(reference_file(values)).name}:{reference_name(values)}"
     return values
 
 
-def snapshot(folder: Folder, resolved: dict[str, Any], step: int = 0) -> None:
+def snapshot(folder: Folder, resolved: JsonObject, step: int = 0) -> None:
     """Copy the source that runs into record/code/. An earlier, different copy is kept beside it."""
     target = folder.path / CODE
     if target.exists() and not changed_files(folder, resolved):
         return
+    # copy everything under another name, so that record/code/ is whole whenever it is there
+    unfinished = target.with_name(f".{target.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    copies = {ROOT / name: unfinished / name for name in source_files(ROOT)}
+    copies |= {folder.path / name: unfinished / "experiment" / Path(name).name for name in references(resolved)}
+    for source, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    # then give the copies their names
     if target.exists():
         target.rename(target.with_name(f"code_until_step_{step}_{len(list(target.parent.glob('code_*')))}"))
-    for name in source_files(ROOT):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, target / name)
-    for name in references(resolved):
-        copy = target / "experiment" / Path(name).name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder.path / name, copy)
+    unfinished.rename(target)
 
 
 def syntax(path: Path) -> str:
-    """The syntax tree of a Python file as text: comments, layout and docstrings do not count."""
+    """The syntax tree of a Python file as text: comments, layout, docstrings and the kit's version do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            node.body = body[1:]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [part for part in node.body if not _is_text(part)]
+    if path.name == VERSION_FILE:
+        tree.body = [part for part in tree.body if not _is_version(part)]
     return ast.dump(tree)
 
 
-def changed_files(folder: Folder, resolved: dict[str, Any]) -> list[str]:
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_version(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["VERSION"]
+
+
+def changed_files(folder: Folder, resolved: JsonObject) -> list[str]:
     """Files that a result depends on and whose code differs from the copy in record/code/."""
     frozen = folder.path / CODE
     if not frozen.exists():
         return []
-    names = {name for root in (frozen, ROOT) for name in source_files(root) if name.suffix == ".py"}
-    pairs = {str(name): (frozen / name, ROOT / name) for name in names if name.parts[0] in RESULT_CODE}
-    pairs |= {n: (frozen / "experiment" / Path(n).name, folder.path / n) for n in references(resolved)}
-    return sorted(name for name, (old, new) in pairs.items() if _differ(old, new))
+    names = {name for root in (frozen, ROOT) for name in source_files(root) if is_result_code(name)}
+    pairs = {str(name): (frozen / name, ROOT / name) for name in names}
+    pairs |= {name: (frozen / "experiment" / Path(name).name, folder.path / name) for name in references(resolved)}
+    return sorted(name for name, (old, new) in pairs.items() if is_different(old, new))
 
 
-def _differ(old: Path, new: Path) -> bool:
+def is_different(old: Path, new: Path) -> bool:
+    """True when one of two files is missing, or they differ in more than the layout of Python code."""
     if not (old.is_file() and new.is_file()):
         return old.is_file() != new.is_file()
     if old.read_bytes() == new.read_bytes():
         return False
     try:
-        return syntax(old) != syntax(new)
-    except SyntaxError:
+        return old.suffix != ".py" or syntax(old) != syntax(new)
+    except (SyntaxError, ValueError):  # ValueError: a null byte
         return True
 
 
 def code_differences(one: Path, two: Path) -> list[str]:
     """Files whose syntax trees differ between two frozen copies, or that only one of them has."""
     names = {path.relative_to(root) for root in (one, two) for path in root.rglob("*.py")}
-    return sorted(str(name) for name in names if _differ(one / name, two / name))
+    return sorted(str(name) for name in names if is_different(one / name, two / name))
 
 
 def run_frozen(folder: Folder, argv: list[str]) -> None:

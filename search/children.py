@@ -18,7 +18,7 @@ from folder.history import (
     validation_values,
 )
 from folder.manifest import read_manifest
-from folder.provenance import localised
+from folder.provenance import localise
 from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS, RECORD
 from params import Params
 from search.strategy import ChildProgress, Point, Trial, names_of
@@ -136,7 +136,7 @@ class Children:
             values["seed"] = trial.seed
         if trial.fold:
             values["fold"] = list(trial.fold)
-        values = localised(params_module.moved(values, ".."), f"../{CODE}/experiment/")
+        values = localise(params_module.moved(values, ".."), f"../{CODE}/experiment/")
         params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")  # are they possible?
         return values
 

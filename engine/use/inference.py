@@ -15,7 +15,7 @@ from engine.checkpoint import read_weights
 from engine.precision import keep_freed_memory, pick_device
 from folder.folder import Folder
 from folder.locate import find_trained_weights, weights_name
-from folder.provenance import localised, references
+from folder.provenance import localise, references
 from include import CODE, METRICS_BEST, METRICS_LAST
 from params import Params
 from utils import UserError
@@ -58,7 +58,7 @@ def with_its_code(folder: Path, values: dict[str, Any]) -> Params:
     frozen = folder / CODE / "experiment"
     names = references(values)
     if names and all((frozen / Path(name).name).is_file() for name in names):
-        return params_module.from_resolved(localised(values), frozen)
+        return params_module.from_resolved(localise(values), frozen)
     return params_module.from_resolved(values, folder)
 
 

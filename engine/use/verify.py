@@ -11,7 +11,7 @@ from typing import Any
 
 from folder.folder import Folder
 from folder.manifest import read_manifest
-from folder.provenance import MARKER, localised, references
+from folder.provenance import MARKER, localise, references
 from include import CHECKPOINTS, CODE, EXIT_DAMAGED, HISTORY_JSON, METRICS_BEST, METRICS_LAST, PARAMS
 from utils import UserError, read_json, write_json
 
@@ -53,7 +53,7 @@ def write_params(folder: Folder, resolved: dict[str, Any], again: Path) -> None:
     """params.json as it ran, and the experiment's own files as they were."""
     values = {key: value for key, value in resolved.items() if key not in ("pinned", "data_dir", "base")}
     values["observers"] = []
-    write_json(again / PARAMS, {key: localised(value) for key, value in values.items() if value is not None})
+    write_json(again / PARAMS, {key: localise(value) for key, value in values.items() if value is not None})
     for name in references(values):
         shutil.copy(folder.path / CODE / "experiment" / Path(name).name, again / Path(name).name)
 
