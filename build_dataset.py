@@ -5,15 +5,21 @@
     python build_dataset.py --source photos/ --labels labels.csv --image_col file --label_col kind --data_dir data/birds
     python build_dataset.py --data_dir data/cifar10 --check
 
-SRC is a folder (with or without splits), an archive (.tar, .tar.gz, .zip), `digits`, or a data set that
+SRC is a folder (with or without splits), an archive (.tar, .tar.gz, .zip), `digits`, or a dataset that
 torchvision downloads: cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn, stl10, flowers102, ...
 """
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from folder.arguments import Parser
 from utils import UserError, command, run_script, to_json
+
+if TYPE_CHECKING:
+    from model.images.build.items import BuildOptions
+
+MOST_SHOWN = 12  # classes per line
 
 
 def make_parser() -> Parser:
@@ -21,14 +27,14 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--source", metavar="SRC", help="folder, archive, digits, or a torchvision name")
     add("--data_dir", metavar="D", required=True, type=Path, help="the dataset folder to make or to check")
-    add("--valid_fraction", type=float, metavar="F", help="split this share of train off as valid, by content")
-    add("--size", type=int, metavar="PX", help="bring the short side of larger images to PX")
-    add("--labels", metavar="CSV", help="a table that says which image has which label")
+    add("--valid_fraction", type=float, metavar="F", help="split this fraction of train off as valid, by content")
+    add("--size", type=int, metavar="PX", help="reduce the short side of larger images to PX pixels")
+    add("--labels", metavar="CSV", help="a table of images and their labels")
     add("--image_col", metavar="A", help="column of the image paths, relative to SRC")
     add("--label_col", metavar="B", help="column of the labels")
     add("--group_col", metavar="C", help="images with the same value stay in one split (a patient, a camera)")
-    add("--check", action="store_true", help="decode everything; say what is broken, odd or double")
-    add("--json", action="store_true", help="print one JSON object on stdout")
+    add("--check", action="store_true", help="decode every image; list what is broken, odd or duplicated")
+    add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     return parser
 
 
@@ -39,44 +45,46 @@ def main(argv: list[str]) -> int:
     if not args.source and not args.check:
         raise UserError("nothing to do: give --source SRC to build, or --check")
     if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
-        raise UserError(f"--valid_fraction {args.valid_fraction}: a share between 0 and 1 is wanted")
+        raise UserError(f"--valid_fraction {args.valid_fraction}: possible are fractions between 0 and 1")
     if args.size is not None and not 8 <= args.size <= 10_000:
-        raise UserError(f"--size {args.size}: pixels between 8 and 10000 are wanted")
-    result = {}
+        raise UserError(f"--size {args.size}: possible are 8 to 10000 pixels")
+    out = sys.stderr if args.json else sys.stdout
+    result: dict[str, object] = {}
     if args.source:
-        result |= run_build(args)
+        from model.images.build.items import BuildOptions
+
+        options = BuildOptions(
+            args.valid_fraction, args.size, args.labels, args.image_col, args.label_col, args.group_col
+        )
+        result |= run_build(args.source, args.data_dir, options, out)
     if args.check:
-        result |= run_check(args)
+        result |= run_check(args.data_dir, out)
     if args.json:
         print(to_json(result), end="")
     return 0
 
 
-def run_build(args) -> dict:
-    from model.images.build import build
+def run_build(source: str, data_dir: Path, options: "BuildOptions", out: TextIO) -> dict[str, object]:
+    from model.images.build.dataset import build
 
-    names = ("valid_fraction", "size", "labels", "image_col", "label_col", "group_col")
-    built = build(args.source, args.data_dir, {name: getattr(args, name) for name in names})
-    out = sys.stderr if args.json else sys.stdout
+    built = build(source, data_dir, options)
     for split, counts in built.counts.items():
-        shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
-        more = f", ... ({len(counts)} classes)" if len(counts) > 12 else ""
+        shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:MOST_SHOWN])
+        more = f", ... ({len(counts)} classes)" if len(counts) > MOST_SHOWN else ""
         print(f"{split:6}{sum(counts.values()):8,} images: {shown}{more}", file=out)
     for remark in built.remarks:
         print(remark, file=out)
-    print(
-        f"train on it: {command('python', 'train.py', '--data_dir', args.data_dir, '--model_dir', 'EXPERIMENT')}",
-        file=out,
-    )
-    return {"data_dir": str(args.data_dir), "counts": built.counts, "remarks": built.remarks}
+    train = command("python", "train.py", "--data_dir", data_dir, "--model_dir", "EXPERIMENT")
+    print(f"train on it: {train}", file=out)
+    return {"data_dir": str(data_dir), "counts": built.counts, "remarks": built.remarks}
 
 
-def run_check(args) -> dict:
+def run_check(data_dir: Path, out: TextIO) -> dict[str, object]:
     from model.images.check import check, describe
 
-    report = check(args.data_dir)
+    report = check(data_dir)
     for line in describe(report):
-        print(line, file=sys.stderr if args.json else sys.stdout)
+        print(line, file=out)
     return {"check": report}
 
 

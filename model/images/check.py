@@ -1,20 +1,23 @@
-"""A look at a dataset folder: broken files, oddities, duplicates, label conflicts. Decodes in worker processes."""
+"""A check of a dataset folder: broken files, oddities, duplicates, label conflicts. Decodes in worker processes."""
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from model.images.decode import ImageError, decode, read_bytes
 from model.images.index import check_classes, describe_ignored, find_splits, index_split
-from utils import UserError, write_json
+from utils import UserError, num_cores, write_json
 
+REPORT = "dataset_report.json"
+CHUNK = 256  # files that a process decodes at a time
 MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG", "PNG"),
@@ -24,7 +27,7 @@ MAGIC = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
 )
-USUAL = {
+FORMAT_OF_EXTENSION = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
     ".png": "PNG",
@@ -34,165 +37,242 @@ USUAL = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-REPORT = "dataset_report.json"
 
 
-def look(path: str) -> dict[str, Any]:
-    """What one file is: format, width, height, digests of its bytes and pixels; or why it cannot be used."""
+class Report(TypedDict):
+    """dataset_report.json."""
+
+    splits: dict[str, dict[str, int]]  # split -> class -> number of images
+    broken: list[str]
+    oddities: list[str]
+    ignored: dict[str, str]  # split -> what was ignored in it
+    formats: dict[str, int]  # number of images of each
+    width: list[int]  # least, median, most
+    height: list[int]
+    duplicates: list[list[str]]  # groups of files with equal pixels
+    duplicates_across_splits: list[list[str]]
+    label_conflicts: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file turned out to hold."""
+
+    format: str
+    width: int
+    height: int
+    pixels: str  # digest
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file that can be used."""
+
+    path: str
+    split: str
+    label: str
+    content: Content
+
+    @property
+    def short(self) -> int:
+        return min(self.content.width, self.content.height)
+
+    @property
+    def long(self) -> int:
+        return max(self.content.width, self.content.height)
+
+    @property
+    def size(self) -> str:
+        return f"{self.content.width} x {self.content.height} ({self.path})"
+
+
+# --- decoding -------------------------------------------------------------------------------------------
+
+
+def inspect(path: str) -> Content | str:
+    """What one file holds, or why it cannot be used."""
     try:
         data = read_bytes(path)
         kind = next((name for magic, name in MAGIC if data.startswith(magic)), "unknown")
         image = decode(data, path)
     except ImageError as error:
-        return {"error": str(error)}
-    pixels = hashlib.blake2b(image.tobytes() + repr(image.shape).encode(), digest_size=12).hexdigest()
-    return {"format": kind, "width": image.shape[1], "height": image.shape[0], "pixels": pixels}
+        return str(error)
+    digest = hashlib.blake2b(image.tobytes() + repr(image.shape).encode(), digest_size=12).hexdigest()
+    return Content(kind, image.shape[1], image.shape[0], digest)
 
 
-def look_at(paths: list[str]) -> list[dict[str, Any]]:
-    return [look(path) for path in paths]
+def _inspect_chunk(paths: list[str]) -> list[Content | str]:
+    return [inspect(path) for path in paths]
 
 
-def look_at_all(paths: list[str]) -> Iterable[dict[str, Any]]:
-    """look() of every file, in processes; a file that kills its process is named, and the rest go on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunks = [paths[at : at + 256] for at in range(0, len(paths), 256)]
+def inspect_all(paths: list[str]) -> Iterator[Content | str]:
+    """inspect() of every file, in processes; a file that kills its process is named, and the check goes on."""
+    chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     while chunks:
-        with ProcessPoolExecutor(cores) as pool:
-            futures = [pool.submit(look_at, chunk) for chunk in chunks]
+        with ProcessPoolExecutor(num_cores()) as pool:
+            futures = [pool.submit(_inspect_chunk, chunk) for chunk in chunks]
             for number, future in enumerate(futures):
                 try:
                     yield from future.result()
                 except BrokenProcessPool:
-                    yield from _one_by_one(chunks[number])
+                    # Find the file in this chunk, then start a new pool for the chunks after it.
+                    yield from _inspect_one_by_one(chunks[number])
                     chunks = chunks[number + 1 :]
                     break
             else:
                 return
 
 
-def _one_by_one(paths: list[str]) -> Iterable[dict[str, Any]]:
+def _inspect_one_by_one(paths: list[str]) -> Iterator[Content | str]:
     for path in paths:
         with ProcessPoolExecutor(1) as pool:
             try:
-                yield pool.submit(look, path).result()
+                yield pool.submit(inspect, path).result()
             except BrokenProcessPool:
-                yield {"error": f"{path}: crashes the decoder"}
+                yield f"{path}: crashes the decoder"
 
 
-def check(data_dir: Path) -> dict[str, Any]:
-    """The report on a dataset folder, also written to dataset_report.json in it when it can be."""
-    splits = find_splits(data_dir)
-    report: dict[str, Any] = {"splits": {}, "broken": [], "oddities": [], "ignored": {}}
-    files: list[dict[str, Any]] = []
-    first: list[str] | None = None
-    for split, where in splits.items():
-        index = index_split(where, split, data_dir)
+# --- the report -----------------------------------------------------------------------------------------
+
+
+def check(data_dir: Path) -> Report:
+    """The report on a dataset folder; also written into it, as dataset_report.json, where that is allowed."""
+    # List the files.
+    splits: dict[str, dict[str, int]] = {}
+    ignored: dict[str, str] = {}
+    oddities: list[str] = []
+    files: list[tuple[str, str, str]] = []  # path, split, label
+    folders = find_splits(data_dir)
+    first_classes: list[str] = []
+    for split, folder in folders.items():
+        index = index_split(folder, split, data_dir)
+        first_classes = first_classes or index.classes
         try:
-            first = first or index.classes
-            check_classes(index.classes, first, str(where), str(next(iter(splits.values()))))
+            check_classes(index.classes, first_classes, str(folder), str(next(iter(folders.values()))))
         except UserError as error:
-            report["oddities"].append(str(error))
+            oddities.append(str(error))
         counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
-        report["splits"][split] = dict(sorted(zip(index.classes, counts, strict=True)))
+        splits[split] = dict(sorted(zip(index.classes, counts, strict=True)))
         if index.ignored:
-            report["ignored"][split] = describe_ignored(index.ignored)
-        files += [
-            {"path": path, "split": split, "label": index.classes[label]}
-            for path, label in zip(index.paths, index.labels.tolist(), strict=True)
-        ]
-    for file, seen in zip(files, look_at_all([str(data_dir / file["path"]) for file in files]), strict=True):
-        file.update(seen)
-    report["broken"] = [file["error"] for file in files if "error" in file]
-    good = [file for file in files if "error" not in file]
-    report |= sizes(good)
-    report["oddities"] += oddities(good, report)
-    report |= doubles(good)
+            ignored[split] = describe_ignored(index.ignored)
+        labels = (index.classes[label] for label in index.labels.tolist())
+        files += [(path, split, label) for path, label in zip(index.paths, labels, strict=True)]
+    # Decode them.
+    contents = inspect_all([str(data_dir / path) for path, _, _ in files])
+    broken: list[str] = []
+    images: list[Image] = []
+    for (path, split, label), content in zip(files, contents, strict=True):
+        if isinstance(content, str):
+            broken.append(content)
+        else:
+            images.append(Image(path, split, label, content))
+    # Say what is in them.
+    formats = dict(Counter(image.content.format for image in images).most_common())
+    report: Report = {
+        "splits": splits,
+        "broken": broken,
+        "oddities": oddities + find_oddities(images, formats, splits),
+        "ignored": ignored,
+        "formats": formats,
+        "width": spread([image.content.width for image in images]),
+        "height": spread([image.content.height for image in images]),
+        **find_duplicates(images),
+    }
     if os.access(data_dir, os.W_OK):
         write_json(data_dir / REPORT, report)
     return report
 
 
-def sizes(files: list[dict[str, Any]]) -> dict[str, Any]:
-    def spread(key: str) -> list[int]:
-        values = sorted(file[key] for file in files)
-        return [values[0], values[len(values) // 2], values[-1]] if values else []
-
-    formats = Counter(file["format"] for file in files)
-    return {"formats": dict(formats.most_common()), "width": spread("width"), "height": spread("height")}
+def spread(values: list[int]) -> list[int]:
+    """[least, median, most], or nothing of nothing."""
+    values = sorted(values)
+    return [values[0], values[len(values) // 2], values[-1]] if values else []
 
 
-def oddities(files: list[dict[str, Any]], report: dict[str, Any]) -> list[str]:
-    """What a person would want to look at: rare formats, wrong extensions, far-off shapes, unequal classes."""
-    found: list[str] = []
-    total = len(files)
-    for name, count in report["formats"].items():
-        if count <= max(1, total // 100) and total >= 20:
-            found.append(f"only {count} {name} among {total} images: {_names(f for f in files if f['format'] == name)}")
-    wrong = [f for f in files if USUAL.get(Path(f["path"]).suffix.lower()) != f["format"]]
-    if wrong:
-        found.append(f"{len(wrong)} files whose extension is not their format: {_names(wrong)}")
-    tiny = [f for f in files if min(f["width"], f["height"]) < 8]
-    if tiny:
-        found.append(f"{len(tiny)} images under 8 px: {_names(tiny)}")
-    long = [f for f in files if max(f["width"], f["height"]) > 4 * min(f["width"], f["height"])]
-    if long:
-        found.append(f"{len(long)} images more than four times as long as wide: {_names(long)}")
-    if report["width"] and report["width"][2] > 4 * report["width"][0]:
-        small, large = (
-            min(files, key=lambda f: f["width"] * f["height"]),
-            max(files, key=lambda f: f["width"] * f["height"]),
-        )
-        found.append(
-            "sizes from {width} x {height} ({path})".format(**small) + " to {width} x {height} ({path})".format(**large)
-        )
-    for split, counts in report["splits"].items():
-        if max(counts.values()) > 3 * min(counts.values()):
-            few, many = min(counts, key=counts.get), max(counts, key=counts.get)
-            found.append(
-                f"{split}: unequal classes: {few} {counts[few]}, {many} {counts[many]}; see sampler and class_weights"
-            )
-    for split in ("valid", "test"):
-        if split not in report["splits"]:
-            found.append(f"no {split} split")
-    return found
+def find_oddities(images: list[Image], formats: dict[str, int], splits: dict[str, dict[str, int]]) -> list[str]:
+    """What a person should look at: rare formats, wrong extensions, unusual shapes, unequal classes."""
+    oddities: list[str] = []
+    for name, count in formats.items():
+        if count <= max(1, len(images) // 100) and len(images) >= 20:
+            rare = [image for image in images if image.content.format == name]
+            oddities.append(f"only {count} {name} among {len(images)} images: {_names(rare)}")
+    for title, is_odd in ODD_IMAGES.items():
+        if odd := [image for image in images if is_odd(image)]:
+            oddities.append(f"{len(odd)} {title}: {_names(odd)}")
+    widths = [image.content.width for image in images]
+    if widths and max(widths) > 4 * min(widths):
+        areas = [image.content.width * image.content.height for image in images]
+        small, large = images[areas.index(min(areas))], images[areas.index(max(areas))]
+        oddities.append(f"sizes from {small.size} to {large.size}")
+    for split, counts in splits.items():
+        few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[many] > 3 * counts[few]:
+            shares = f"{few} {counts[few]}, {many} {counts[many]}"
+            oddities.append(f"{split}: unequal classes: {shares}; see sampler and class_weights")
+    oddities += [f"no {split} split" for split in ("valid", "test") if split not in splits]
+    return oddities
 
 
-def _names(files: Iterable[dict[str, Any]], most: int = 3) -> str:
-    names = [file["path"] for file in files]
+def _has_wrong_extension(image: Image) -> bool:
+    return FORMAT_OF_EXTENSION.get(Path(image.path).suffix.lower()) != image.content.format
+
+
+ODD_IMAGES: dict[str, Callable[[Image], bool]] = {
+    "files whose extension is not their format": _has_wrong_extension,
+    "images under 8 px": lambda image: image.short < 8,
+    "images more than four times as long as wide": lambda image: image.long > 4 * image.short,
+}
+
+
+def _names(images: Iterable[Image], most: int = 3) -> str:
+    names = [image.path for image in images]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def doubles(files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Groups of files with the same pixels: within a split, across splits, and with different labels."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file in files:
-        groups[file["pixels"]].append(file)
-    same = [group for group in groups.values() if len(group) > 1]
-    across = [group for group in same if len({file["split"] for file in group}) > 1]
-    conflicts = [group for group in same if len({file["label"] for file in group}) > 1]
-    titles = {"duplicates": same, "duplicates_across_splits": across, "label_conflicts": conflicts}
-    return {title: [[file["path"] for file in group] for group in found] for title, found in titles.items()}
+class Duplicates(TypedDict):
+    duplicates: list[list[str]]
+    duplicates_across_splits: list[list[str]]
+    label_conflicts: list[list[str]]
 
 
-def describe(report: dict[str, Any]) -> list[str]:
+def find_duplicates(images: list[Image]) -> Duplicates:
+    """Groups of files with equal pixels: all of them, those across splits, and those with different labels."""
+    groups: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        groups[image.content.pixels].append(image)
+    equal = [group for group in groups.values() if len(group) > 1]
+    across = [group for group in equal if len({image.split for image in group}) > 1]
+    conflicts = [group for group in equal if len({image.label for image in group}) > 1]
+    return {
+        "duplicates": _paths(equal),
+        "duplicates_across_splits": _paths(across),
+        "label_conflicts": _paths(conflicts),
+    }
+
+
+def _paths(groups: list[list[Image]]) -> list[list[str]]:
+    return [[image.path for image in group] for group in groups]
+
+
+def describe(report: Report) -> list[str]:
     """The report in lines for people."""
     lines = []
     for split, counts in report["splits"].items():
         shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:12])
-        lines.append(
-            f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: "
-            f"{shown}{', ...' if len(counts) > 12 else ''}"
-        )
+        shown += ", ..." if len(counts) > 12 else ""
+        lines.append(f"{split:6}{sum(counts.values()):8,} images, {len(counts)} classes: {shown}")
     lines.append("formats " + ", ".join(f"{name} {count}" for name, count in report["formats"].items()))
-    for key in ("width", "height"):
-        if report[key]:
-            lines.append(f"{key} {report[key][0]} to {report[key][2]} px, median {report[key][1]}")
+    for title, values in (("width", report["width"]), ("height", report["height"])):
+        if values:
+            lines.append(f"{title} {values[0]} to {values[2]} px, median {values[1]}")
     lines += [f"ignored in {split}: {text}" for split, text in report["ignored"].items()]
     lines += [f"odd: {text}" for text in report["oddities"]]
-    for title in ("duplicates", "duplicates_across_splits", "label_conflicts"):
-        groups = report[title]
+    for title, groups in (
+        ("duplicates", report["duplicates"]),
+        ("duplicates across splits", report["duplicates_across_splits"]),
+        ("label conflicts", report["label_conflicts"]),
+    ):
         if groups:
-            lines.append(f"{title.replace('_', ' ')}: {len(groups)} groups, for example {' = '.join(groups[0][:3])}")
+            lines.append(f"{title}: {len(groups)} groups, for example {' = '.join(groups[0][:3])}")
     lines.append(f"broken: {len(report['broken'])} files" + "".join(f"\n  {text}" for text in report["broken"][:20]))
     return lines

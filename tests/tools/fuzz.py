@@ -149,7 +149,7 @@ def read_picture(work: Path, data: bytes) -> None:
 
 
 def read_archive(work: Path, data: bytes, name: str) -> None:
-    from model.images.build import extract
+    from model.images.build.archives import extract
 
     (work / name).write_bytes(data)
     with tempfile.TemporaryDirectory(dir=work) as target:

@@ -113,7 +113,7 @@ GUARDS = [
           f"{R}::test_of_a_damaged_best_state_the_exported_weights_are_left"),
     Guard("types of records", "folder/folder.py", "        wrong = [key for key, kind in kinds.items() if not isinstance(value.get(key), kind)]\n",
           "        wrong = []\n", f"{H}::test_json_of_the_right_shape_with_wrong_types_is_no_traceback"),
-    Guard("errors of archives", "model/images/build.py", "    except Exception as error:  # of damaged,", "    except OSError as error:  # of damaged,",
+    Guard("errors of archives", "model/images/build/archives.py", "    except Exception as error:  # of damaged,", "    except OSError as error:  # of damaged,",
           f"{H}::test_an_archive_that_cannot_be_read_is_one_line"),
     Guard("nobody leaves while numbers travel", "engine/distributed.py", "                    work.wait(timedelta(seconds=5))\n", "                    pass\n",
           f"{D}::test_nobody_leaves_while_numbers_travel"),

@@ -1,0 +1,116 @@
+"""The whole build of a dataset folder.
+
+Everything is built in a folder beside the target and renamed at the end, so that a killed build leaves nothing half.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from include import SPLITS, VERSION
+from model.images.build.archives import extract
+from model.images.build.folders import enter_lone_folder, read_folder
+from model.images.build.items import BuildOptions, Item, Remarks
+from model.images.build.named import TORCHVISION, make_digits, read_torchvision
+from model.images.build.tables import read_table
+from model.images.build.write import write_items
+from utils import UserError, key64, nearest, read_json, write_json
+
+RECORD = "dataset.json"
+
+
+@dataclass
+class Built:
+    """What a build made."""
+
+    data_dir: Path
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> number of images
+    remarks: Remarks = field(default_factory=list)
+
+
+def build(source: str, data_dir: Path, options: BuildOptions) -> Built:
+    """Build `data_dir` from `source`. UserError when the source cannot be read, or data_dir holds something else."""
+    request = options.request(source)
+    if earlier := find_earlier_build(data_dir, request):
+        return earlier
+    built = Built(data_dir)
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{data_dir.name}-", dir=data_dir.parent) as work:
+        # Find the images, and say where each belongs.
+        items = list(find_items(source, Path(work), options, built.remarks))
+        if options.valid_fraction:
+            split_off(items, options.valid_fraction)
+        # Write them beside the target, with a record of what was asked for.
+        target = Path(work) / "dataset"
+        counts = write_items(items, target, options.size)
+        built.counts = {split: dict(sorted(counts[split].items())) for split in SPLITS if split in counts}
+        record = {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks}
+        write_json(target / RECORD, record)
+        # Put them in place.
+        if data_dir.exists():
+            data_dir.rmdir()  # find_earlier_build saw that it is empty
+        os.rename(target, data_dir)
+    return built
+
+
+def find_earlier_build(data_dir: Path, request: dict[str, object]) -> Built | None:
+    """The dataset if the same request built it before, None otherwise. UserError when something else is there."""
+    if not data_dir.exists():
+        return None
+    if not data_dir.is_dir():
+        raise UserError(f"--data_dir {data_dir} is a file; name a folder to make")
+    if (data_dir / RECORD).exists():
+        record = read_json(data_dir / RECORD)
+        if record.get("request") == request:
+            return Built(data_dir, record["counts"], [*record["remarks"], "was built before, from the same source"])
+        raise UserError(
+            f"{data_dir} was built by another request ({record.get('request')}); remove it, or give another --data_dir"
+        )
+    if any(data_dir.iterdir()):
+        raise UserError(
+            f"{data_dir} is there already and was not made by build_dataset.py; remove it, or give another --data_dir"
+        )
+    return None
+
+
+def find_items(source: str, work: Path, options: BuildOptions, remarks: Remarks) -> Iterable[Item]:
+    """The images of a source: digits, a torchvision name, an archive or a folder, perhaps with a table of labels."""
+    if source == "digits":
+        return make_digits(options.size or 32)
+    path = Path(source)
+    if source.lower() in TORCHVISION and not path.exists():
+        return read_torchvision(source.lower(), work)
+    if not path.exists():
+        known = ["digits", *TORCHVISION]
+        raise UserError(f"--source {source}: no such folder, archive or known name; {nearest(source, known)}")
+    if path.is_file():
+        path = extract(path, work / "archive")
+    if options.labels:
+        return read_table(path, Path(options.labels), options, remarks)
+    return read_folder(enter_lone_folder(path), remarks)
+
+
+def split_off(items: list[Item], fraction: float) -> None:
+    """Move a part of train to valid, per class, by content (or by group). UserError when there is a valid split."""
+    if any(item.split == "valid" for item in items):
+        raise UserError("--valid_fraction: the source has a valid split already; leave it out")
+    for label in {item.label for item in items}:
+        members = [item for item in items if item.label == label and item.split == "train"]
+        keyed = sorted(((_content_key(item), item) for item in members), key=lambda pair: pair[0])
+        keys = [key for key, _ in keyed]
+        count = min(max(1, round(fraction * len(keyed))), len(keyed) - 1)
+        # Equal contents, and images of one group, stay together.
+        while 0 < count < len(keyed) and keys[count] == keys[count - 1]:
+            count += 1
+        for _, item in keyed[: max(count, 0)]:
+            item.split = "valid"
+
+
+def _content_key(item: Item) -> int:
+    """A number that is a function of the group, or else of the content."""
+    if item.group:
+        return key64(item.group)
+    data = item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes()
+    return key64(str(len(data)), data.hex())

@@ -1,0 +1,65 @@
+"""Folders as sources: {train,valid,test}/CLASS, CLASS folders alone, or flat {train,val,test}*/LABEL_NAME.jpg."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from include import IMAGE_EXTENSIONS, SPLIT_SYNONYMS, SPLITS
+from model.images.build.items import Item, Remarks
+from model.images.index import describe_ignored, find_splits, index_split
+
+FLAT = re.compile(r"^(train|valid|validation|val|test)", re.IGNORECASE)  # begins the name of a flat folder
+
+
+def enter_lone_folder(path: Path) -> Path:
+    """The folder that holds the data: while there is nothing but one folder, and that is no split, enter it."""
+    while True:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+        folders = [entry for entry in entries if entry.is_dir()]
+        if len(folders) != 1 or len(entries) != 1 or SPLIT_SYNONYMS.get(folders[0].name, folders[0].name) in SPLITS:
+            return path
+        path = folders[0]
+
+
+def read_folder(path: Path, remarks: Remarks) -> Iterator[Item]:
+    """The images of a folder in any of the three layouts."""
+    flat = [entry for entry in path.iterdir() if _is_flat(entry)]
+    if flat:
+        remarks.append("flat layout: the label is what stands before the first _ of each file name")
+        yield from _read_flat(flat, remarks)
+        return
+    splits = find_splits(path)
+    for split, where in splits.items():
+        index = index_split(where, split, path)
+        if index.ignored:
+            remarks.append(f"{split}: {describe_ignored(index.ignored)}")
+        for name, label in zip(index.paths, index.labels.tolist(), strict=True):
+            yield Item(split, index.classes[label], Path(name).name, path / name)
+    if "valid" not in splits:
+        remarks.append("no valid split: train.py splits a part off train")
+    if "test" not in splits:
+        remarks.append("no test split: evaluate.py can look at --split valid")
+
+
+def _is_flat(entry: Path) -> bool:
+    """Whether an entry is a split without class folders."""
+    return entry.is_dir() and bool(FLAT.match(entry.name)) and not any(inner.is_dir() for inner in entry.iterdir())
+
+
+def _read_flat(folders: list[Path], remarks: Remarks) -> Iterator[Item]:
+    ignored: Counter[str] = Counter()
+    for folder in sorted(folders):
+        match = FLAT.match(folder.name)
+        assert match
+        split = match[1].lower()
+        for file in sorted(folder.iterdir()):
+            label, underscore, _ = file.name.partition("_")
+            if file.name.startswith("."):
+                ignored["hidden files"] += 1
+            elif not underscore or not file.name.lower().endswith(IMAGE_EXTENSIONS):
+                ignored[file.suffix.lower() or "files without extension"] += 1
+            else:
+                yield Item(SPLIT_SYNONYMS.get(split, split), label, file.name, file)
+    if ignored:
+        remarks.append(describe_ignored(ignored))
