@@ -15,6 +15,7 @@ Views = list[tuple[float, Tensor]]  # (weight, images (B, 3, H, W)); the weights
 
 
 def none(images: Tensor) -> Views:
+    """The image alone."""
     return [(1.0, images)]
 
 
@@ -24,11 +25,15 @@ def flip(images: Tensor) -> Views:
 
 
 def flip_translate(images: Tensor) -> Views:
-    """Half of `flip`, and a quarter each of it one pixel up and left, and down and right (arXiv:2404.00498)."""
+    """`flip` of three: the images (half of the weight), and moved by one pixel down and right, or up and left.
+
+    What comes in at the border is reflected. Of Keller Jordan's airbench (arXiv:2404.00498).
+    """
     height, width = images.shape[2:]
-    padded = pad(images, (1, 1, 1, 1), "reflect")
-    up, down = padded[:, :, :height, :width], padded[:, :, 2:, 2:]
-    weighted = ((0.5, images), (0.25, up), (0.25, down))
+    padded = pad(images, (1, 1, 1, 1), "reflect")  # (B, 3, H + 2, W + 2)
+    down_right = padded[:, :, :height, :width]
+    up_left = padded[:, :, 2:, 2:]
+    weighted = ((0.5, images), (0.25, down_right), (0.25, up_left))
     return [(share * weight, view) for share, moved in weighted for weight, view in flip(moved)]
 
 
@@ -41,5 +46,5 @@ def average_views(forward: Callable[[Tensor], Tensor], images: Tensor, tta: str)
     if len(views) == 1:
         return forward(images)
     logits = [(weight, forward(view)) for weight, view in views]
-    kind = torch.promote_types(logits[0][1].dtype, torch.float32)
-    return torch.stack([weight * value.to(kind) for weight, value in logits]).sum(dim=0)
+    dtype = torch.promote_types(logits[0][1].dtype, torch.float32)  # sums of bfloat16 would be too coarse
+    return torch.stack([weight * value.to(dtype) for weight, value in logits]).sum(dim=0)
