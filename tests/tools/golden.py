@@ -5,6 +5,7 @@ python tests/tools/golden.py    # writes the file anew; read the difference befo
 
 import contextlib
 import sys
+import unittest.mock
 from collections.abc import Iterator
 
 from kit import ROOT
@@ -27,17 +28,11 @@ def on_meta() -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(
-            module,
-            name,
-            None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad),
-        )
+        on_meta = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, on_meta)
 
-    nn.Module.register_parameter = register_meta
-    try:
+    with unittest.mock.patch.object(nn.Module, "register_parameter", register_meta):
         yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 def count(net: nn.Module) -> int:
