@@ -45,7 +45,8 @@ from kit import ROOMS, ROOT, copy_repository
 MUTATED = ["include.py", "utils.py", "params/**/*.py", "model/**/*.py", "folder/history.py", "folder/manifest.py"]
 MUTATED += ["engine/**/*.py", "report/*.py", "search/strategy*"]
 LEFT_OUT = ["model/images/build*", "model/images/check*", "engine/observers*", "report/plots*"]
-LEFT_OUT += ["report/figures*", "report/watch*", "report/tree*", "report/results*"]
+LEFT_OUT += ["report/figures*", "report/watch*", "report/tree*", "report/write_results*"]
+LEFT_OUT += ["report/image_sheets*", "report/json_files*"]
 
 # The nearest tests of files that tests reach without importing them, or that have many tests.
 T, F = "tests/folder/test_train.py", "tests/folder/test_user_errors.py"
