@@ -144,9 +144,15 @@ def try_one(num: int, num_classes: int) -> dict[str, Any]:
     middle = try_loader(record, train)
     peaks = record.peaks
     return {
-        "samples": num, "classes": num_classes, "middle_step": middle, "name_bytes": 26, "seconds": record.seconds,
-        "peak_bytes": peaks, "at_rest_bytes": at_rest, "peak": max(peaks[name] for name in peaks if name != "balanced"),
-    }  # fmt: skip
+        "samples": num,
+        "classes": num_classes,
+        "middle_step": middle,
+        "name_bytes": 26,
+        "seconds": record.seconds,
+        "peak_bytes": peaks,
+        "at_rest_bytes": at_rest,
+        "peak": max(peaks[name] for name in peaks if name != "balanced"),
+    }
 
 
 def try_listing(num: int, num_classes: int, repeats: int = 5) -> dict[str, Any]:

@@ -79,20 +79,23 @@ def answer(main, capsys, *arguments: object) -> dict:
 def test_everything_is_written_and_printed(world):
     assert world.first.returncode == 0, world.first.stderr
     assert "look 1 at this test set" in world.first.stdout
-    assert "| one, or I" in world.first.stdout and str(world.folder / "evaluation") in world.first.stdout
+    assert "| one, or I" in world.first.stdout
+    assert str(world.folder / "evaluation") in world.first.stdout
     metrics = json.loads((world.folder / "metrics_test_best.json").read_text())
     assert list(metrics) == ["epoch", "loss", *METRICS]
     assert metrics["accuracy"] > 0.5
     for name in ("confusion_matrix.png", "top_losses.png"):
         with Image.open(world.folder / "evaluation" / name) as image:
-            assert min(image.size) > 200 and len(image.convert("L").getcolors()) > 10
+            assert min(image.size) > 200
+            assert len(image.convert("L").getcolors()) > 10
     assert (world.folder / "evaluation/per_class.md").read_text().startswith("| class")
 
 
 def test_the_files_agree_with_the_metrics(world):
     rows = read_csv(world.folder / "evaluation/predictions.csv")
     metrics = json.loads((world.folder / "metrics_test_best.json").read_text())
-    assert len(rows) == 100 and all((world.data / row["path"]).is_file() for row in rows)
+    assert len(rows) == 100
+    assert all((world.data / row["path"]).is_file() for row in rows)
     assert all(Path(row["path"]).parent.name == row["label"] for row in rows)
     assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(metrics["accuracy"])
     loss = -np.mean([np.log(float(row[f"prob_{row['label']}"])) for row in rows])
@@ -122,7 +125,8 @@ def test_valid_is_what_training_said_and_no_look(world, capsys):
         assert {"epoch": said["epoch"]} | said["metrics"] == pytest.approx(trained, abs=1e-5)
         assert said["looks"] is None
     assert (world.folder / "record/test_looks.jsonl").read_bytes() == looks
-    assert (world.folder / "metrics_valid_best.json").exists() and (world.folder / "evaluation_valid_last").is_dir()
+    assert (world.folder / "metrics_valid_best.json").exists()
+    assert (world.folder / "evaluation_valid_last").is_dir()
 
 
 def test_train_split_sees_each_image_once(world, tmp_path, capsys):
@@ -170,7 +174,8 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     ]:
         with pytest.raises(UserError) as caught:
             evaluate.main([str(argument) for argument in arguments])
-        assert says in str(caught.value) and caught.value.code == code, (arguments, str(caught.value))
+        assert says in str(caught.value), (arguments, str(caught.value))
+        assert caught.value.code == code, (arguments, str(caught.value))
     assert sorted(folder.rglob("*")) == before
     capsys.readouterr()
 
@@ -178,9 +183,12 @@ def test_mistakes_are_named(world, tmp_path, capsys):
 def test_per_class_with_classes_that_do_not_occur():
     matrix, lines = score_classes(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), ["a", "b|c", "never"])
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert lines[0].taken_for == "b|c (1)" and lines[2].images == 0 and lines[2].f1 == 0
+    assert lines[0].taken_for == "b|c (1)"
+    assert lines[2].images == 0
+    assert lines[2].f1 == 0
     text = class_table(lines, at_most=2)
-    assert "b\\|c" in text and "lowest F1, of 3" in text
+    assert "b\\|c" in text
+    assert "lowest F1, of 3" in text
     assert "mean over the classes |        3 |      0.7500" in text
 
 
@@ -226,8 +234,10 @@ def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
     outputs = collect_outputs(
         Trained(Own(), Path(), "best", None, kit, "cpu", average_views, "none"), Loader(), num_worst=3
     )
-    assert outputs.positions.tolist() == list(range(10)) and (outputs.labels == Loader.labels).all()
-    assert torch.isfinite(outputs.logits).all() and not (outputs.predicted == outputs.labels).any()  # argmin: all wrong
+    assert outputs.positions.tolist() == list(range(10))
+    assert (outputs.labels == Loader.labels).all()
+    assert torch.isfinite(outputs.logits).all()
+    assert not (outputs.predicted == outputs.labels).any()
     assert len(outputs.worst) == len(outputs.pixels) == 3
     for row, pixels in zip(outputs.worst, outputs.pixels, strict=True):  # each picture is that of its row
         assert pixels[0, 0].argmax() == outputs.labels[row]
@@ -239,7 +249,8 @@ def test_references_are_read_from_the_copy_that_ran(tmp_path):
     frozen = tmp_path / "record/code/experiment"
     frozen.mkdir(parents=True)
     (frozen / "net.py").touch()
-    assert with_its_code(tmp_path, values).folder == frozen and with_its_code(tmp_path, values).arch == "net.py:Net"
+    assert with_its_code(tmp_path, values).folder == frozen
+    assert with_its_code(tmp_path, values).arch == "net.py:Net"
     assert with_its_code(tmp_path, values | {"metrics": ["new.py:metric"]}).folder == tmp_path
 
 
@@ -273,9 +284,11 @@ def test_unreadable_and_oddly_named_files(world, tmp_path, capsys):
     assert predict.main(["--model_dir", str(world.folder), str(tmp_path), "gone.png", "--csv", str(table)]) == 0
     assert "2 of 4 images could not be read" in capsys.readouterr().err
     rows = {row["path"]: row for row in read_csv(table)}
-    assert rows[str(odd)]["error"] == "" and rows[str(odd)]["label_1"]
+    assert rows[str(odd)]["error"] == ""
+    assert rows[str(odd)]["label_1"]
     assert rows[str(tmp_path / "\udcff.png")]["prob_1"] == rows[str(odd)]["prob_1"]
-    assert "not a JPEG" in rows[str(tmp_path / "broken.jpg")]["error"] and rows["gone.png"]["error"]
+    assert "not a JPEG" in rows[str(tmp_path / "broken.jpg")]["error"]
+    assert rows["gone.png"]["error"]
     assert predict.main(["--model_dir", str(world.folder), "gone.png"]) == 2
 
 
@@ -285,7 +298,8 @@ def test_weights_alone_are_enough_to_predict(world, tmp_path):
     image = next((world.data / "test/nought").iterdir())
     done = run("predict.py", "--model_dir", tmp_path, image, "--top", 2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[:5] == ["path", "label_1", "prob_1", "label_2", "prob_2"] and str(image) in done.stdout
+    assert done.stdout.split()[:5] == ["path", "label_1", "prob_1", "label_2", "prob_2"]
+    assert str(image) in done.stdout
 
 
 def test_predict_refuses_what_makes_no_sense(world):

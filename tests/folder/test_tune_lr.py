@@ -29,8 +29,15 @@ def start(kit: Path) -> subprocess.Popen:
     """run.sh in a process group of its own, as a terminal gives it."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     script = kit / "experiments/tune_lr/run.sh"
-    return subprocess.Popen([script, *SHORT], cwd="/", env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [script, *SHORT],
+        cwd="/",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def states(parent: Path) -> dict[str, str]:
@@ -45,21 +52,28 @@ def test_run_paused_looked_at_and_continued(kit):
     wait_for(parent / "learning_rate_0.01/history.json", process, seconds=200)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C goes to everything in the terminal
     printed, _ = process.communicate(timeout=100)
-    assert process.returncode == 130 and "the same command goes on" in printed, printed
+    assert process.returncode == 130, printed
+    assert "the same command goes on" in printed, printed
     assert (kit / "data/digits/train").is_dir(), "digits are built when they are missing"
     assert "running" not in states(parent).values()
     before = json.loads((parent / "learning_rate_0.01/history.json").read_text())
 
-    table = subprocess.run([sys.executable, kit / "synthesize_results.py", "--parent_dir", parent], capture_output=True,
-                           text=True, timeout=100)  # fmt: skip
-    assert table.returncode == 0 and "learning_rate_0.01" in table.stdout, table.stderr
+    table = subprocess.run(
+        [sys.executable, kit / "synthesize_results.py", "--parent_dir", parent],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert table.returncode == 0, table.stderr
+    assert "learning_rate_0.01" in table.stdout, table.stderr
 
     process = start(kit)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
     assert states(parent) == {"learning_rate_0.01": "done", "learning_rate_0.1": "done"}
     after = json.loads((parent / "learning_rate_0.01/history.json").read_text())
-    assert len(after) == 3 and after[: len(before)] == before, "what was trained is kept"
+    assert len(after) == 3, "what was trained is kept"
+    assert after[: len(before)] == before, "what was trained is kept"
     for name in ("results.md", "results.csv", "history_plots.png", "report.html"):
         assert (parent / name).stat().st_size > 100
     assert "learning_rate" in (parent / "results.csv").read_text()

@@ -49,8 +49,10 @@ def starts(data: Path, tmp_path: Path, num: int) -> None:
     assert len(winners) == 1  # whoever comes after it has ended is told that it is done
     for (_, err), code in ends:
         if code == 4:
-            assert re.search(r"is busy: process \d+ on \S+ is training it", err) and len(err.splitlines()) == 1, err
-    assert weights(folder) == weights(alone) and history(folder) == history(alone)
+            assert re.search(r"is busy: process \d+ on \S+ is training it", err), err
+            assert len(err.splitlines()) == 1, err
+    assert weights(folder) == weights(alone)
+    assert history(folder) == history(alone)
 
 
 def test_of_20_simultaneous_starts_one_trains(data, tmp_path):
@@ -68,7 +70,9 @@ def test_a_busy_folder_is_said_at_once(data, tmp_path):
     wait_for(folder / "record/status.json", first)
     begun = time.monotonic()
     done = shell("train", "--data_dir", data, "--model_dir", folder)
-    assert done.returncode == 4 and f"process {first.pid} on" in done.stderr and time.monotonic() - begun < 10
+    assert done.returncode == 4
+    assert f"process {first.pid} on" in done.stderr
+    assert time.monotonic() - begun < 10
     first.kill(), first.communicate()
     assert call("train", "--data_dir", data, "--model_dir", folder, "--num_epochs=500", "--json")[0] in (0, 2)
 
@@ -103,7 +107,8 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path):
     os.kill(parent, signal.SIGKILL), os.waitpid(parent, 0)
     begun = time.monotonic()
     with Folder(folder).locked():
-        assert is_alive(child) and time.monotonic() - begun < 1
+        assert is_alive(child)
+        assert time.monotonic() - begun < 1
     os.kill(child, signal.SIGKILL)
 
 
@@ -120,7 +125,8 @@ def test_a_signal_to_the_workers_changes_nothing(data, tmp_path):
                     reached += 1
         time.sleep(0.05)
     _, err = process.communicate()
-    assert process.returncode == 0 and reached >= 8, err
+    assert process.returncode == 0, err
+    assert reached >= 8, err
 
 
 def children(pid: int) -> list[int]:
@@ -167,7 +173,8 @@ def test_a_worker_that_dies_names_the_file(data, monkeypatch):
     monkeypatch.setattr("model.images.source.read_image", read)
     with pytest.raises(ImageError, match="a loader worker died or hung") as caught:
         batches(part)
-    assert victim in str(caught.value) and "\n" not in str(caught.value)
+    assert victim in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_hangs_names_the_file(data, monkeypatch):
@@ -226,13 +233,15 @@ def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
         time.sleep(0.05)
     if not ended[0]:
         os.kill(parent, signal.SIGKILL)
-    assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 0
+    assert ended[0]
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
 def test_little_shared_memory_means_no_workers(data, monkeypatch):
     monkeypatch.setattr("model.images.workers.free_shared_memory", lambda: 1000)
     part = loader(data, cache="off", num_workers=2)
-    assert part.num_workers == 0 and "no workers: 0 MiB of shared memory" in part.description
+    assert part.num_workers == 0
+    assert "no workers: 0 MiB of shared memory" in part.description
     assert len(batches(part)) == part.num_batches
 
 
@@ -245,7 +254,9 @@ def test_a_folder_that_is_gone_while_it_trains_is_not_made_again(data, tmp_path)
     wait_for(folder / "history.json", process)
     folder.rename(tmp_path / "elsewhere")
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 5 and "Traceback" not in err and "No such file" in err, err
+    assert process.returncode == 5, err
+    assert "Traceback" not in err, err
+    assert "No such file" in err, err
     assert not folder.exists()
     with pytest.raises(FileNotFoundError):  # whichever write came first above
         Checkpoints(folder).commit(Snapshot(b"", "epoch_0001", 1, 1, 1.0), epoch_done=True, is_best=True, keep_last=1)
@@ -263,7 +274,8 @@ def test_a_folder_may_move_between_two_starts(data, tmp_path):
     moved.parent.mkdir()
     folder.rename(moved)
     assert call("train", "--data_dir", data, "--model_dir", moved)[0] == 0
-    assert weights(moved) == weights(whole) and not folder.exists()
+    assert weights(moved) == weights(whole)
+    assert not folder.exists()
     assert call("evaluate", "--data_dir", data, "--model_dir", moved)[0] == 0
 
 
@@ -277,7 +289,9 @@ def test_what_may_not_be_written_is_said_before_anything_is_loaded(data, tmp_pat
     become += "os.setgroups([]); os.setgid(65534); os.setuid(65534); utils.run_script(train.main)"
     words = [sys.executable, "-c", become, ROOT, "--data_dir", data, "--model_dir", folder]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
-    assert done.returncode == 5 and len(done.stderr.splitlines()) == 1 and str(folder) in done.stderr, done.stderr
+    assert done.returncode == 5, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(folder) in done.stderr, done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["params.json"]
 
 
@@ -293,8 +307,23 @@ def test_a_closed_console_stops_nothing(data, tmp_path):
     assert json.loads((folder / "record/status.json").read_text())["state"] == "done"
 
 
-ODD_NAMES = ["a b", "it's", 'say "x"', "$(touch OUT)", "`touch OUT`", "; touch OUT", "new\nline", "-dash", "ünï", "🦆", "x" * 200,
-             "%s{0}", "*", "#1", "~"]  # fmt: skip
+ODD_NAMES = [
+    "a b",
+    "it's",
+    'say "x"',
+    "$(touch OUT)",
+    "`touch OUT`",
+    "; touch OUT",
+    "new\nline",
+    "-dash",
+    "ünï",
+    "🦆",
+    "x" * 200,
+    "%s{0}",
+    "*",
+    "#1",
+    "~",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
@@ -326,7 +355,8 @@ def test_names_that_are_no_text(tmp_path):
         os.rename(some, os.fsencode(data / "train/class_0") + b"/\xff\xfe.png")
     folder = experiment(tmp_path / "e", num_epochs=1)
     done = shell("train", "--data_dir", data, "--model_dir", folder)
-    assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, 2), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     if done.returncode == 0:
         done = shell("evaluate", "--data_dir", data, "--model_dir", folder, "--split", "valid")
         assert done.returncode == 0, done.stderr
@@ -356,7 +386,9 @@ def test_too_little_memory_is_said_with_the_batch_size(data, tmp_path):
     limit += "import train, utils; utils.run_script(train.main)"
     words = [sys.executable, "-c", limit, str(ROOT), "--data_dir", str(data), "--model_dir", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 5 and "memory" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 5, done.stderr
+    assert "memory" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_clock_that_jumps_back_changes_nothing(data, tmp_path, monkeypatch):
@@ -383,7 +415,8 @@ def test_a_resume_may_have_other_workers(data, tmp_path):
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert call("train", "--data_dir", data, "--model_dir", folder, "--num_workers=4")[0] == 0
-    assert weights(folder) == weights(whole) and history(folder) == history(whole)
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)
 
 
 def test_evaluation_leaves_the_trained_files_alone(data, tmp_path):

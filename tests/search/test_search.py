@@ -56,14 +56,20 @@ def states(folder: Path) -> dict[str, str]:
 # --- the space ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values, name", [
-    ({"learning_rate": 0.001}, "learning_rate_0.001"),
-    ({"learning_rate": 1e-05, "ps": 0.5}, "learning_rate_0.00001__ps_0.5"),
-    ({"learning_rate": [0.001, 0.01]}, "learning_rate_0.001_0.01"),
-    ({"arch": "../other net.py:Net"}, "arch_..-other-net.py-Net"),
-    ({"freeze": {"groups": 2, "epochs": 1}}, "freeze_-epochs-1-groups-2-"),
-    ({"cuda": True, "pretrain": None, "wd": 0.0, "num_epochs": 1e9}, "cuda_true__pretrain_null__wd_0.0__num_epochs_1000000000.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"learning_rate": 0.001}, "learning_rate_0.001"),
+        ({"learning_rate": 1e-05, "ps": 0.5}, "learning_rate_0.00001__ps_0.5"),
+        ({"learning_rate": [0.001, 0.01]}, "learning_rate_0.001_0.01"),
+        ({"arch": "../other net.py:Net"}, "arch_..-other-net.py-Net"),
+        ({"freeze": {"groups": 2, "epochs": 1}}, "freeze_-epochs-1-groups-2-"),
+        (
+            {"cuda": True, "pretrain": None, "wd": 0.0, "num_epochs": 1e9},
+            "cuda_true__pretrain_null__wd_0.0__num_epochs_1000000000.0",
+        ),
+    ],
+)
 def test_names_say_the_values(values, name):
     assert name_of(Trial(0, values)) == name
 
@@ -72,8 +78,10 @@ def test_names_are_safe_and_short_and_differ():
     long = [Trial(0, {"arch": "x" * 300 + end}) for end in "ab"]
     same = [Trial(0, {"arch": word}) for word in ("a b", "a/b", "A-B", "c")]
     names = names_of([*long, *same])
-    assert len({name.lower() for name in names}) == 6 and all(len(name) <= 120 for name in names)
-    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names) and names[-1] == "arch_c"
+    assert len({name.lower() for name in names}) == 6
+    assert all(len(name) <= 120 for name in names)
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
+    assert names[-1] == "arch_c"
     assert name_of(Trial(0, {"ps": 0.5}, seed=2, fold=(1, 5))) == "ps_0.5__fold_1__seed_2"
 
 
@@ -92,18 +100,24 @@ def test_seeds_and_folds_multiply_and_the_first_seed_comes_first():
         (0, 3, (2, 2)),
         (1, 3, (2, 2)),
     ]
-    assert len(trials) == 8 and {t.seed for t in trials} == {3, 4}
+    assert len(trials) == 8
+    assert {t.seed for t in trials} == {3, 4}
     assert [t.seed for t in trials_of([{"ps": 0.1}], [7], None)] == [None]
 
 
 def test_random_points_lie_in_the_space_are_new_and_are_those_of_the_seed():
-    space = {"learning_rate": {"min": 1e-5, "max": 0.1, "log": True}, "batch_size": {"min": 16, "max": 64, "int": 1},
-             "ps": {"min": 0.1, "max": 0.5}, "optimizer": {"choice": ["sgd", "adam"]}}  # fmt: skip
+    space = {
+        "learning_rate": {"min": 1e-5, "max": 0.1, "log": True},
+        "batch_size": {"min": 16, "max": 64, "int": 1},
+        "ps": {"min": 0.1, "max": 0.5},
+        "optimizer": {"choice": ["sgd", "adam"]},
+    }
     points = [point for point, _ in zip(sample(space, 1), range(400), strict=False)]
     rates = [point["learning_rate"] for point in points]
     assert all(1e-5 <= rate <= 0.1 and float(f"{rate:.4g}") == rate for rate in rates)
     assert 0.4 < sum(rate < 1e-3 for rate in rates) / 400 < 0.6  # half of the decades
-    assert {point["batch_size"] for point in points} >= {16, 64} and all(0.1 <= p["ps"] <= 0.5 for p in points)
+    assert {point["batch_size"] for point in points} >= {16, 64}
+    assert all(0.1 <= p["ps"] <= 0.5 for p in points)
     assert len({json.dumps(point) for point in points}) == 400
     assert points == [point for point, _ in zip(sample(space, 1), range(400), strict=False)]
     assert points[:5] != [point for point, _ in zip(sample(space, 2), range(5), strict=False)]
@@ -154,7 +168,8 @@ def test_asha_trains_the_best_to_the_end_at_a_fraction_of_the_epochs(slots):
     quality = {f"c{number}": rng.random() for number in range(27)}
     scores = {name: [value + 0.01 * epoch for epoch in range(9)] for name, value in quality.items()}
     trained = play(scores, rungs(9, 3, 1), 3, rng, slots)
-    assert set(trained) == set(scores) and trained[max(quality, key=lambda name: quality[name])] == 9
+    assert set(trained) == set(scores)
+    assert trained[max(quality, key=lambda name: quality[name])] == 9
     assert sum(trained.values()) <= 0.5 * 27 * 9
 
 
@@ -162,12 +177,15 @@ def test_asha_over_a_grid_whose_values_rise_promotes_no_more_than_over_random_po
     rates = grid({"learning_rate": [number / 100 for number in range(1, 82)]})
     means = {}
     for order, points in (("rising", rates), ("shuffled", shuffled(rates, 1))):
-        scores = {name_of(Trial(0, point)): [point["learning_rate"] + 0.01 * epoch for epoch in range(9)]
-                  for point in points}  # fmt: skip
+        scores = {
+            name_of(Trial(0, point)): [point["learning_rate"] + 0.01 * epoch for epoch in range(9)] for point in points
+        }
         means[order] = sum(play(scores, [1, 3, 9], 3, random.Random(0), 2).values()) / 9 / len(points)
-    assert means["rising"] > 0.5 and means["shuffled"] < 0.35
+    assert means["rising"] > 0.5
+    assert means["shuffled"] < 0.35
     assert shuffled(rates, 1) == shuffled(rates[::-1], 1) != shuffled(rates, 2)
-    assert all(point in shuffled(rates, 1) for point in rates) and len(shuffled(rates, 1)) == 81
+    assert all(point in shuffled(rates, 1) for point in rates)
+    assert len(shuffled(rates, 1)) == 81
 
 
 def test_too_few_children_for_a_rung_still_have_one_that_is_done():
@@ -182,12 +200,10 @@ def test_a_child_interrupted_between_rungs_goes_on_first():
 
 
 def test_rungs_end_with_the_whole_run():
-    assert (
-        rungs(9, 3, 1) == [1, 3, 9]
-        and rungs(10, 3, 2) == [3, 10]
-        and rungs(2.5, 3, 1) == [1, 3]
-        and rungs(1, 3, 1) == [1]
-    )
+    assert rungs(9, 3, 1) == [1, 3, 9]
+    assert rungs(10, 3, 2) == [3, 10]
+    assert rungs(2.5, 3, 1) == [1, 3]
+    assert rungs(1, 3, 1) == [1]
 
 
 def test_hyperband_has_brackets_in_its_proportions():
@@ -198,7 +214,8 @@ def test_hyperband_has_brackets_in_its_proportions():
 def test_the_median_stops_who_is_behind_but_not_early():
     others = [ChildProgress(f"o{number}", number, "done", [0.5, 0.6, 0.7]) for number in range(5)]
     slow, good = ChildProgress("s", 9, "running", [0.1, 0.2]), ChildProgress("g", 8, "running", [0.1, 0.65])
-    assert is_below_median(slow, others) and not is_below_median(good, others)
+    assert is_below_median(slow, others)
+    assert not is_below_median(good, others)
     assert not is_below_median(ChildProgress("n", 7, "running", [0.1]), others)  # the first epoch says little
     assert not is_below_median(slow, others[:4])
 
@@ -211,7 +228,8 @@ def searched(data, tmp_path_factory):
     """One key, three values: as the seed template has it."""
     folder = parent(tmp_path_factory.mktemp("search") / "learning_rate")
     code, printed = search(data, folder)
-    assert code == 0 and "leak" not in printed, printed  # the pool ends as quietly as a train.py
+    assert code == 0, printed
+    assert "leak" not in printed, printed  # the pool ends as quietly as a train.py
     return folder, printed
 
 
@@ -219,11 +237,9 @@ def test_one_key_gives_the_folders_of_the_seed_template(searched, data):
     folder, printed = searched
     assert states(folder) == {f"learning_rate_{rate}": "done" for rate in RATES}
     values = json.loads((folder / "learning_rate_0.01/params.json").read_text())
-    assert (
-        values["learning_rate"] == 0.01
-        and values["threads"] == 1
-        and not {"base", "search", "hyper_search"} & set(values)
-    )
+    assert values["learning_rate"] == 0.01
+    assert values["threads"] == 1
+    assert not {"base", "search", "hyper_search"} & set(values)
     for name in ("results.md", "results.csv", "history_plots.png", "report.html"):
         assert (folder / name).stat().st_size > 100, name
     assert "learning_rate_0.01" in (folder / "results.md").read_text()
@@ -235,10 +251,12 @@ def test_a_child_is_an_experiment_like_any_other(searched, data, tmp_path):
     alone = experiment(tmp_path / "alone", **(SMALL | {"learning_rate": 0.01}))
     assert call("train", "--data_dir", data, "--model_dir", alone)[0] == 0
     child = folder / "learning_rate_0.01"
-    assert weights(child) == weights(alone) and history(child) == history(alone)
+    assert weights(child) == weights(alone)
+    assert history(child) == history(alone)
     assert call("evaluate", "--data_dir", data, "--model_dir", child)[0] == 0
     code, printed = call("train", child)
-    assert code == 0 and "is done" in printed
+    assert code == 0
+    assert "is done" in printed
 
 
 def test_again_it_trains_nothing_and_a_larger_space_only_what_is_missing(searched, data, tmp_path):
@@ -246,7 +264,8 @@ def test_again_it_trains_nothing_and_a_larger_space_only_what_is_missing(searche
     shutil.copytree(searched[0], folder)
     before = tree(folder / "learning_rate_0.01")
     code, printed = search(data, folder)
-    assert code == 0 and "started" not in printed
+    assert code == 0
+    assert "started" not in printed
     values = json.loads((folder / "params.json").read_text())
     values["hyper_search"]["learning_rate"] = [0.01, 0.1, 0.2]
     (folder / "params.json").write_text(json.dumps(values))
@@ -262,7 +281,9 @@ def test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected(dat
     folder = parent(tmp_path / "p", {"learning_rate": [0.01, 0.02], "ps": [0.1]}, {"seeds": 2})
     code, printed = search(data, folder, "--dry_run")
     names = [f"learning_rate_{rate}__ps_0.1__seed_{seed}" for seed in (0, 1) for rate in (0.01, 0.02)]
-    assert code == 0 and printed.splitlines() == [*names, "4 children"] and not states(folder)
+    assert code == 0
+    assert printed.splitlines() == [*names, "4 children"]
+    assert not states(folder)
     assert search(data, folder, "--dry_run")[1] == printed  # the order is that of the search, not of the names
     edited = folder / names[1] / "params.json"
     edited.write_text(json.dumps(json.loads(edited.read_text()) | {"wd": 0.01}))
@@ -270,36 +291,47 @@ def test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected(dat
     values = json.loads((folder / "params.json").read_text())
     (folder / "params.json").write_text(json.dumps(values | {"momentum": 0.8}))
     code, printed = search(data, folder)
-    assert code == 0 and f"{names[1]}: made with other parameters than now, or edited" in printed
+    assert code == 0
+    assert f"{names[1]}: made with other parameters than now, or edited" in printed
     resolved = {path.parent.parent.name: json.loads(path.read_text()) for path in folder.glob("*/record/resolved.json")}
     assert set(resolved) == {*names, "mine"}
-    assert resolved[names[1]]["wd"] == 0.01 and resolved["mine"]["wd"] == 0.02 and resolved[names[1]]["momentum"] == 0.9
-    assert resolved[names[0]]["momentum"] == 0.8 and resolved[names[2]]["seed"] == 1  # what never began follows
+    assert resolved[names[1]]["wd"] == 0.01
+    assert resolved["mine"]["wd"] == 0.02
+    assert resolved[names[1]]["momentum"] == 0.9
+    assert resolved[names[0]]["momentum"] == 0.8
+    assert resolved[names[2]]["seed"] == 1
 
 
 def test_a_failing_child_says_why_and_the_others_go_on(data, tmp_path):
     folder = parent(tmp_path / "p", {"arch": ["lenet", "file.py:Crash", "simple_cnn"]})
     (folder / "file.py").write_text("import os\n\ndef Crash(num_classes, **kwargs):\n    os.abort()\n")
     code, printed = search(data, folder)
-    assert code == 1 and list(states(folder).values()).count("done") == 2, printed
+    assert code == 1, printed
+    assert list(states(folder).values()).count("done") == 2, printed
     (crashed,) = [name for name, state in states(folder).items() if state == "failed"]
-    assert "exit -6" in printed and "Crash" in crashed
+    assert "exit -6" in printed
+    assert "Crash" in crashed
     code, printed = search(data, folder, "--fail_fast")  # tried again, and nothing else is
-    assert code == 1 and "done" not in re.findall(r"\] (\w+) ", printed)
+    assert code == 1
+    assert "done" not in re.findall(r"\] (\w+) ", printed)
 
 
 def test_fail_fast_starts_no_more(data, tmp_path):
     folder = parent(tmp_path / "p", {"learning_rate": [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 0.1, 0.2]})
     code, printed = search(data, folder, "--fail_fast")
-    assert code == 1 and "learning_rate: 7 rates" in printed and printed.count("started") == 1
+    assert code == 1
+    assert "learning_rate: 7 rates" in printed
+    assert printed.count("started") == 1
 
 
 def test_the_code_of_the_beginning_is_what_runs(data, tmp_path):
     """The tree is edited between two sessions of a search; its own net.py, too."""
     kit = copy_kit(tmp_path / "kit")
     folder = parent(tmp_path / "p", {"learning_rate": [0.01]}, arch="own.py:Own")
-    own = "from torch import nn\n\n\nclass Own(nn.Sequential):\n    def __init__(self, num_classes, **kwargs):\n" \
-          "        super().__init__(nn.Flatten(), nn.Linear(768, num_classes, bias={}))\n"  # fmt: skip
+    own = (
+        "from torch import nn\n\n\nclass Own(nn.Sequential):\n    def __init__(self, num_classes, **kwargs):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(768, num_classes, bias={}))\n"
+    )
     (folder / "own.py").write_text(own.format(False))
 
     def again(*flags):
@@ -321,9 +353,11 @@ def test_the_code_of_the_beginning_is_what_runs(data, tmp_path):
     values["hyper_search"]["learning_rate"] = [0.01, 0.02]
     (folder / "params.json").write_text(json.dumps(values))
     code, printed = again()
-    assert code == 0 and "goes on with the code it began with (engine/loop.py, own.py changed since)" in printed
+    assert code == 0
+    assert "goes on with the code it began with (engine/loop.py, own.py changed since)" in printed
     sizes = {len(weights(path)) for path in folder.glob("learning_rate_*")}
-    assert len(sizes) == 1 and len(states(folder)) == 2
+    assert len(sizes) == 1
+    assert len(states(folder)) == 2
 
 
 def test_two_searches_of_one_parent(data, tmp_path):
@@ -331,10 +365,12 @@ def test_two_searches_of_one_parent(data, tmp_path):
     first = start(data, folder)
     wait_until(lambda: states(folder), first)
     code, printed = search(data, folder)
-    assert code == 4 and str(first.pid) in printed
+    assert code == 4
+    assert str(first.pid) in printed
     first.send_signal(signal.SIGTERM)
     printed, _ = first.communicate(timeout=60)
-    assert first.returncode == 143 and "the same command goes on" in printed
+    assert first.returncode == 143
+    assert "the same command goes on" in printed
     assert "interrupted" in states(folder).values()
 
 
@@ -348,11 +384,13 @@ def test_a_child_that_somebody_else_trains_is_waited_for(data, tmp_path):
     other.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the test wants
     try:
         process = start(data, folder)
-        assert process.stdout and any("waiting learning_rate_0.01" in line for line in process.stdout)
+        assert process.stdout
+        assert any("waiting learning_rate_0.01" in line for line in process.stdout)
     finally:
         other.send_signal(signal.SIGCONT)
     printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and other.wait(timeout=60) == 0, printed
+    assert process.returncode == 0, printed
+    assert other.wait(timeout=60) == 0, printed
     assert states(folder) == {"learning_rate_0.01": "done"}
     assert len(json.loads((child / "record/meta.json").read_text())["sessions"]) == 1
 
@@ -370,13 +408,19 @@ def test_children_start_from_given_weights(searched, data, tmp_path):
 
 
 def test_asha_goes_on_from_the_checkpoint_and_prunes_the_rest(data, tmp_path):
-    folder = parent(tmp_path / "p", {"learning_rate": [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05]},
-                    {"pruner": "asha", "eta": 2, "parallel": 2}, num_epochs=4, scheduler="constant")  # fmt: skip
+    folder = parent(
+        tmp_path / "p",
+        {"learning_rate": [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05]},
+        {"pruner": "asha", "eta": 2, "parallel": 2},
+        num_epochs=4,
+        scheduler="constant",
+    )
     code, printed = search(data, folder)
     assert code == 0, printed
     epochs = {path.name: len(history(path)) for path in folder.glob("learning_rate_*")}
     found = states(folder)
-    assert set(epochs.values()) == {1, 2, 4} and set(found.values()) == {"done", "pruned"}
+    assert set(epochs.values()) == {1, 2, 4}
+    assert set(found.values()) == {"done", "pruned"}
     assert all((epochs[name] == 4) == (state == "done") for name, state in found.items())
     (winner, *_) = [name for name, state in found.items() if state == "done"]
     assert "continuing at epoch 3" in (folder / winner / "train.log").read_text()
@@ -392,13 +436,17 @@ def test_tpe_asks_for_as_many_points_as_wanted_in_all(data, tmp_path):
     space = {"learning_rate": {"min": 1e-4, "max": 0.1, "log": True}}
     folder = parent(tmp_path / "p", space, {"sampler": "tpe", "num_trials": 3, "seeds": 2})
     code, printed = search(data, folder)
-    assert code == 0 and len(states(folder)) == 6, printed
+    assert code == 0, printed
+    assert len(states(folder)) == 6, printed
     code, printed = search(data, folder, "--search.num_trials=4")
-    assert code == 0 and printed.count("started") == 2 and len(states(folder)) == 8
+    assert code == 0
+    assert printed.count("started") == 2
+    assert len(states(folder)) == 8
     trial = next(folder.glob("*/record/trial.json"))
     trial.write_text('{"number": "first", "values": {}}')
     code, printed = search(data, folder)
-    assert code == 3 and f"{trial} is damaged (number)" in printed
+    assert code == 3
+    assert f"{trial} is damaged (number)" in printed
 
 
 def test_children_that_were_added_by_hand_are_points_of_tpe_too(data, tmp_path):
@@ -407,7 +455,8 @@ def test_children_that_were_added_by_hand_are_points_of_tpe_too(data, tmp_path):
     for rate in (0.01, 0.02):
         experiment(folder / f"mine_{rate}", **SMALL, learning_rate=rate)
     code, printed = search(data, folder)
-    assert code == 0 and len(states(folder)) == 3, printed
+    assert code == 0, printed
+    assert len(states(folder)) == 3, printed
 
 
 def test_a_grid_under_asha_is_begun_in_a_shuffled_order(data, tmp_path):
@@ -417,34 +466,43 @@ def test_a_grid_under_asha_is_begun_in_a_shuffled_order(data, tmp_path):
         search(data, folder, "--dry_run", f"--search.pruner={pruner}")[1].splitlines()[:-1]
         for pruner in ("none", "asha", "asha")
     ]
-    assert rising == sorted(rising) == sorted(shuffled_once) and again == shuffled_once != rising
+    assert rising == sorted(rising) == sorted(shuffled_once)
+    assert again == shuffled_once != rising
 
 
 def test_budgets_are_of_the_whole_search(data, tmp_path):
     folder = parent(tmp_path / "p", search={"epochs": 5}, num_epochs=2)
     for _ in range(2):
         code, printed = search(data, folder)
-        assert code == 0 and len(states(folder)) == 2, printed
+        assert code == 0, printed
+        assert len(states(folder)) == 2, printed
     folder = parent(tmp_path / "q", search={"minutes": 1e-9})
     code, printed = search(data, folder)
-    assert code == 0 and "minutes are over" in printed and not states(folder)
+    assert code == 0
+    assert "minutes are over" in printed
+    assert not states(folder)
 
 
-@pytest.mark.parametrize("params, words", [
-    ({"hyper_search": {}}, ["nothing to search"]),
-    ({"hyper_search": {"ps": {"min": 0, "max": 0.5}}}, ["hyper_search.ps", "sampled"]),
-    ({"search": {"sampler": "random"}}, ["search.num_trials"]),
-    ({"search": {"sampler": "tpe", "num_trials": 2, "pruner": "asha"}}, ["goes with sampler grid or random"]),
-    ({"search": {"folds": 2, "pruner": "median"}}, ["every fold counts"]),
-    ({"hyper_search": {"seed": [1, 2]}}, ["search.seeds"]),
-    ({"search": {"restore_file": "nothing.safetensors"}}, ["nothing.safetensors", "no such weights file"]),
-    ({"search": {"metric": "val_acuracy"}}, ["val_acuracy", "did you mean 'accuracy'?"]),
-    ({"hyper_search": {"accumulate": [1, 64]}}, ["accumulate", "at most batch_size"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"hyper_search": {}}, ["nothing to search"]),
+        ({"hyper_search": {"ps": {"min": 0, "max": 0.5}}}, ["hyper_search.ps", "sampled"]),
+        ({"search": {"sampler": "random"}}, ["search.num_trials"]),
+        ({"search": {"sampler": "tpe", "num_trials": 2, "pruner": "asha"}}, ["goes with sampler grid or random"]),
+        ({"search": {"folds": 2, "pruner": "median"}}, ["every fold counts"]),
+        ({"hyper_search": {"seed": [1, 2]}}, ["search.seeds"]),
+        ({"search": {"restore_file": "nothing.safetensors"}}, ["nothing.safetensors", "no such weights file"]),
+        ({"search": {"metric": "val_acuracy"}}, ["val_acuracy", "did you mean 'accuracy'?"]),
+        ({"hyper_search": {"accumulate": [1, 64]}}, ["accumulate", "at most batch_size"]),
+    ],
+)
 def test_what_does_not_go_together_is_one_line(data, tmp_path, params, words):
     folder = experiment(tmp_path / "p", **(SMALL | {"hyper_search": {"learning_rate": [0.1]}} | params))
     code, printed = search(data, folder)
-    assert code == 2 and all(word in printed for word in words) and "Traceback" not in printed, printed
+    assert code == 2, printed
+    assert all(word in printed for word in words), printed
+    assert "Traceback" not in printed, printed
 
 
 # --- kills ------------------------------------------------------------------------------------------------------
@@ -541,16 +599,26 @@ def kill_search(data: Path, folder: Path, kills: int, rng: random.Random) -> int
             process.wait()
 
 
-@pytest.mark.parametrize("num, epochs, kills", [
-    (6, 6, 15),
-    pytest.param(50, 12, 200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num", "epochs", "kills"),
+    [
+        (6, 6, 15),
+        pytest.param(50, 12, 200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
+)
 def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epochs, kills):
     folders = []
     for name in ("whole", "killed"):
-        folder = parent(tmp_path / name / "p", {"learning_rate": [round(0.0002 * (1 + n), 4) for n in range(num)]},
-                        num_epochs=epochs, checkpoint_minutes=0.0003, save_summary_steps=1, observers=["ledger.py:Ledger"],
-                        batch_size=4, ema=0.9)  # fmt: skip
+        folder = parent(
+            tmp_path / name / "p",
+            {"learning_rate": [round(0.0002 * (1 + n), 4) for n in range(num)]},
+            num_epochs=epochs,
+            checkpoint_minutes=0.0003,
+            save_summary_steps=1,
+            observers=["ledger.py:Ledger"],
+            batch_size=4,
+            ema=0.9,
+        )
         (folder / "ledger.py").write_text(LEDGER)
         folders.append(folder)
     whole, killed = folders
@@ -559,9 +627,11 @@ def test_killed_at_any_instant_every_value_is_done_once(data, tmp_path, num, epo
     steps = Counter((killed / "ledger.txt").read_text().split()[::2])
     planned = Counter((whole / "ledger.txt").read_text().split()[::2])
     print(f"{kills} kills, {starts} starts, {sum(steps.values())} steps for {sum(planned.values())}")
-    assert states(killed) == dict.fromkeys(states(whole), "done") and len(states(whole)) == num
+    assert states(killed) == dict.fromkeys(states(whole), "done")
+    assert len(states(whole)) == num
     assert sum(steps.values()) <= 1.1 * sum(planned.values())
     assert all(steps[name] >= planned[name] for name in planned)
     for name in states(whole):
-        assert weights(killed / name) == weights(whole / name) and history(killed / name) == history(whole / name)
+        assert weights(killed / name) == weights(whole / name)
+        assert history(killed / name) == history(whole / name)
     assert (killed / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()

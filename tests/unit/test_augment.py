@@ -52,7 +52,8 @@ def run(pipeline, image: np.ndarray, num: int, epoch: int = 0) -> np.ndarray:
 def test_draws_are_uniform_and_depend_on_their_counters_alone():
     indices = np.arange(20_000)
     draws = uniform(0, 0, indices, ["top"])[0]
-    assert draws.min() >= 0 and draws.max() < 1
+    assert draws.min() >= 0
+    assert draws.max() < 1
     counts = np.histogram(draws, 20, (0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom, p = 0.0007
     shuffled = np.random.default_rng(0).permutation(indices)
@@ -77,8 +78,10 @@ def test_both_roads_of_flip_crop_draw_alike(per_image):
     assert abs(is_flipped.mean() - 0.5) < 0.06
     for offset in (top, left):
         counts = np.bincount(offset, minlength=9)
-        assert len(counts) == 9 and ((counts - NUM / 9) ** 2 / (NUM / 9)).sum() < 30  # 8 degrees, p = 0.0002
-    assert abs(np.corrcoef(top, left)[0, 1]) < 0.1 and abs(np.corrcoef(top, is_flipped)[0, 1]) < 0.1
+        assert len(counts) == 9
+        assert ((counts - NUM / 9) ** 2 / (NUM / 9)).sum() < 30
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.1
+    assert abs(np.corrcoef(top, is_flipped)[0, 1]) < 0.1
 
 
 def test_both_roads_give_identical_pixels_for_the_same_offsets_and_flips():
@@ -118,7 +121,8 @@ def test_random_resized_crop():
         areas[per_image] = (out[:, -1, 0, 0] - out[:, 0, 0, 0]) * (out[:, 0, -1, 1] - out[:, 0, 0, 1]) / 256**2
         assert out.shape[1:] == (224, 224, 3)
     assert areas[False].mean() == pytest.approx(areas[True].mean(), abs=0.05)
-    assert 0.3 < areas[False].min() and areas[False].std() == pytest.approx(areas[True].std(), abs=0.04)
+    assert areas[False].min() > 0.3
+    assert areas[False].std() == pytest.approx(areas[True].std(), abs=0.04)
 
 
 @pytest.mark.parametrize("base", [32, 256])
@@ -132,19 +136,28 @@ def test_both_ways_to_resize_boxes_agree(base):
     assert max((left + width).max(), (top + height).max()) <= base
     fast = resize_boxes(images, np.arange(40), boxes, *arguments["size"]).float()
     difference = (fast - sample_boxes(images, boxes, *arguments["size"]).float()).abs()
-    assert difference.mean() < 0.5 and difference.max() <= 1
+    assert difference.mean() < 0.5
+    assert difference.max() <= 1
     some = np.array([7, 3])
     assert torch.equal(resize_boxes(images, some, boxes[:, some], *arguments["size"]).float(), fast[some])
 
 
 SIDES = st.integers(1, 24)
-RECIPES = st.tuples(SIDES, SIDES, SIDES, st.lists(st.one_of(
-    st.tuples(st.just("PadIfNeeded"), st.integers(1, 40), st.integers(1, 40)),
-    st.tuples(st.sampled_from(["RandomCrop", "CenterCrop"]), SIDES, SIDES),
-    st.tuples(st.just("HorizontalFlip"), st.just(0), st.just(0)),
-    st.tuples(st.just("CoarseDropout"), SIDES, SIDES),
-    st.tuples(st.just("RandomResizedCrop"), SIDES, SIDES),
-), max_size=5))  # fmt: skip
+RECIPES = st.tuples(
+    SIDES,
+    SIDES,
+    SIDES,
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("PadIfNeeded"), st.integers(1, 40), st.integers(1, 40)),
+            st.tuples(st.sampled_from(["RandomCrop", "CenterCrop"]), SIDES, SIDES),
+            st.tuples(st.just("HorizontalFlip"), st.just(0), st.just(0)),
+            st.tuples(st.just("CoarseDropout"), SIDES, SIDES),
+            st.tuples(st.just("RandomResizedCrop"), SIDES, SIDES),
+        ),
+        max_size=5,
+    ),
+)
 
 
 def transform_of(kind: str, height: int, width: int) -> dict:
@@ -251,12 +264,17 @@ def test_per_image_draws_are_philox_of_the_image_alone():
         pipeline.image(image, 2, index)
     rng = np.random.Generator(np.random.Philox(key=key64(3, "augment", 2, 5)))
     rng.random()  # Compose's own
-    assert drawn[0] == drawn[2] == (rng.random(), rng.random()) and drawn[0] != drawn[1]
+    assert drawn[0] == drawn[2] == (rng.random(), rng.random())
+    assert drawn[0] != drawn[1]
     python = PythonRandom(np.random.default_rng(0))
     bits = [python.getrandbits(13) for _ in range(4000)]
-    assert 0 <= min(bits) and max(bits) < 2**13 and abs(np.mean(bits) - 4095.5) < 150
-    assert {python.randint(1, 6) for _ in range(200)} == set(range(1, 7)) and python.getrandbits(200) < 2**200
-    assert sorted(python.sample(range(9), 9)) == list(range(9)) and abs(python.gauss(0, 1)) < 9
+    assert min(bits) >= 0
+    assert max(bits) < 2**13
+    assert abs(np.mean(bits) - 4095.5) < 150
+    assert {python.randint(1, 6) for _ in range(200)} == set(range(1, 7))
+    assert python.getrandbits(200) < 2**200
+    assert sorted(python.sample(range(9), 9)) == list(range(9))
+    assert abs(python.gauss(0, 1)) < 9
 
 
 def test_cutout_makes_one_hole_of_its_size():
@@ -266,11 +284,14 @@ def test_cutout_makes_one_hole_of_its_size():
         assert pipeline.is_batched is not per_image
         filled = (run(pipeline, np.full((32, 32, 3), 200, np.uint8), 400) == 7).all(-1)
         sizes = filled.sum((1, 2))
-        assert set(sizes) == {0, 24} and abs((sizes > 0).mean() - 0.5) < 0.1
+        assert set(sizes) == {0, 24}
+        assert abs((sizes > 0).mean() - 0.5) < 0.1
         tops = filled.any(2).argmax(1)[sizes > 0]
-        assert tops.min() == 0 and tops.max() == 26
+        assert tops.min() == 0
+        assert tops.max() == 26
     unbatched = cutout_batch(torch.full((1, 8, 8, 3), 9, dtype=torch.uint8), {**hole, "p": 1.0}, lambda s: np.zeros(1))
-    assert (unbatched[0, :6, :4] == 7).all() and (unbatched[0, 6:] == 9).all()
+    assert (unbatched[0, :6, :4] == 7).all()
+    assert (unbatched[0, 6:] == 9).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -279,8 +300,10 @@ def test_presets(preset, im_sz, base):
     pipeline = augment(preset, im_sz, base)
     image = noise(base, base)
     out = run(pipeline, image, 3)
-    assert out.shape == (3, im_sz, im_sz, 3) and out.dtype == np.uint8
-    assert np.array_equal(run(pipeline, image, 3), out) and pipeline.is_batched is (preset != "strong")
+    assert out.shape == (3, im_sz, im_sz, 3)
+    assert out.dtype == np.uint8
+    assert np.array_equal(run(pipeline, image, 3), out)
+    assert pipeline.is_batched is (preset != "strong")
     if preset != "none":
         assert not np.array_equal(run(pipeline, image, 3, epoch=1), out)
     json.dumps(pipeline.record())
@@ -290,13 +313,15 @@ def test_an_image_does_not_depend_on_those_before_it():
     pipeline = augment("strong")
     image = noise(32, 32)
     out = run(pipeline, image, 5)
-    assert np.array_equal(augment("strong").image(image, 0, 3), out[3]) and not np.array_equal(out[2], out[3])
+    assert np.array_equal(augment("strong").image(image, 0, 3), out[3])
+    assert not np.array_equal(out[2], out[3])
 
 
 def test_a_list_of_ones_own():
     jitter = {"name": "ColorJitter", "brightness": 0.2, "p": 0.5}
     pipeline = augment(["HorizontalFlip", jitter, {"name": "Rotate", "limit": [-10, 10]}])
-    assert not pipeline.is_batched and run(pipeline, noise(32, 32), 2).shape == (2, 32, 32, 3)
+    assert not pipeline.is_batched
+    assert run(pipeline, noise(32, 32), 2).shape == (2, 32, 32, 3)
     names = [t["__class_fullname__"] for t in pipeline.record()["transform"]["transforms"]]
     assert names == ["HorizontalFlip", "ColorJitter", "Rotate"]
     larger = augment([{"name": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4}])
@@ -356,7 +381,9 @@ WRONG = [
 def test_what_is_wrong_with_an_augmentation_is_said_in_one_line(what, message):
     with pytest.raises(UserError) as caught:
         augment(what)
-    assert message in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 2
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
 
 
 def test_batched_augmentation_needs_no_albumentations():

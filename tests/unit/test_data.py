@@ -51,7 +51,8 @@ def test_class_folders_at_the_root_are_train(tmp_path):
     make_images(tmp_path / "data")
     both = loaders(tmp_path / "data", "train", "valid", valid_fraction=0.25)
     assert (both["train"].num_images, both["valid"].num_images) == (27, 9)
-    assert both["valid"].class_counts == [3, 3, 3] and both["valid"].split == "valid"
+    assert both["valid"].class_counts == [3, 3, 3]
+    assert both["valid"].split == "valid"
 
 
 def test_what_is_no_image_is_ignored_and_counted(data):
@@ -63,10 +64,13 @@ def test_what_is_no_image_is_ignored_and_counted(data):
     (folder / "self").symlink_to("self")
     shutil.copy(folder / "000.png", folder / "UPPER.PNG")
     index = index_split(data / "train", "train", data)
-    assert len(index) == 37 and index.paths[-1] == "train/class_2/011.png"
-    assert index.ignored["hidden files"] == 3 and index.ignored["pipes, sockets and devices"] == 1
+    assert len(index) == 37
+    assert index.paths[-1] == "train/class_2/011.png"
+    assert index.ignored["hidden files"] == 3
+    assert index.ignored["pipes, sockets and devices"] == 1
     text = describe_ignored(index.ignored)
-    assert "2 .heic files ignored: convert them, or install pillow-heif" in text and "1 .txt files ignored" in text
+    assert "2 .heic files ignored: convert them, or install pillow-heif" in text
+    assert "1 .txt files ignored" in text
     assert "2 .heic files" in loader(data).description
 
 
@@ -75,7 +79,8 @@ def test_a_dangling_link_is_a_broken_image(data):
     with pytest.raises(UserError, match=r"1 of 37 train images cannot be used: .*gone.png: No such file"):
         loader(data)
     train = loader(data, on_bad_image="skip")
-    assert train.skipped == ["train/class_0/gone.png"] and train.num_images == 36
+    assert train.skipped == ["train/class_0/gone.png"]
+    assert train.num_images == 36
     shutil.copy(data / "train/class_0/000.png", data / "train/class_0/nowhere.png")
     assert loader(data).num_images == 38
 
@@ -96,12 +101,21 @@ def test_paths_are_a_sequence_of_str(monkeypatch):
     for block in (1, 2, 100):
         monkeypatch.setattr(path_names, "BLOCK", block)
         paths = Paths.of(names)
-        assert paths == names and list(paths) == names and paths == Paths.of(names) and len(paths) == 5
-        assert [paths[i] for i in range(-5, 5)] == names + names and paths[torch.tensor(1)] == names[1]
-        assert paths[1:] == names[1:] and paths[::-1] == names[::-1] and paths.index(names[2]) == 2
+        assert paths == names
+        assert list(paths) == names
+        assert paths == Paths.of(names)
+        assert len(paths) == 5
+        assert [paths[i] for i in range(-5, 5)] == names + names
+        assert paths[torch.tensor(1)] == names[1]
+        assert paths[1:] == names[1:]
+        assert paths[::-1] == names[::-1]
+        assert paths.index(names[2]) == 2
         assert paths[np.array([3, 0, 0, -1])] == [names[i] for i in (3, 0, 0, -1)]
         assert paths[np.array([False, True, True, False, False])][1:] == [names[2]]
-        assert paths != names[:4] and paths != [*names[:4], "y"] and names[0] in paths and paths[:0] == []
+        assert paths != names[:4]
+        assert paths != [*names[:4], "y"]
+        assert names[0] in paths
+        assert paths[:0] == []
         with pytest.raises(IndexError):
             paths[5]
 
@@ -112,8 +126,10 @@ def test_an_index_is_compact_and_parts_share_the_names(data):
     assert sum(column.nbytes for column in columns) == 30 * len(index)
     assert len(index.paths.names) == sum(map(len, index.paths))
     part = index.select(np.array([30, 2]), "valid")
-    assert part.paths.names is index.paths.names and part.paths == [index.paths[30], index.paths[2]]
-    assert part.labels.tolist() == [2, 0] and part.sizes.tolist() == [index.sizes[30], index.sizes[2]]
+    assert part.paths.names is index.paths.names
+    assert part.paths == [index.paths[30], index.paths[2]]
+    assert part.labels.tolist() == [2, 0]
+    assert part.sizes.tolist() == [index.sizes[30], index.sizes[2]]
     assert (data / index.paths[2]).stat().st_mtime_ns == part.mtimes[1]
 
 
@@ -181,7 +197,8 @@ def test_what_is_wrong_with_the_data_is_said_in_one_line(data, damage, values, m
     damage(data)
     with pytest.raises(UserError, match=message) as caught:
         loaders(data, "train", "valid", **values)
-    assert "\n" not in str(caught.value) and caught.value.code == 2
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 2
 
 
 def test_no_test_split(tmp_path):
@@ -203,7 +220,8 @@ def test_training_never_touches_the_test_split(data, tmp_path):
     both = loaders(data, "train", "valid", cache="off", num_workers=0)
     batches(both["train"]), batches(both["valid"])
     is_on[0] = False
-    assert any("/valid/" in path for path in seen) and not any("/test" in path[len(str(tmp_path)) :] for path in seen)
+    assert any("/valid/" in path for path in seen)
+    assert not any("/test" in path[len(str(tmp_path)) :] for path in seen)
 
 
 # --- images -----------------------------------------------------------------------------------------------
@@ -225,7 +243,8 @@ def pillow(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpeg_is_what_pillow_reads(tmp_path, mode):
     path = save(tmp_path, "a.jpg", Image.fromarray(noise(41, 67)).convert(mode), quality=75)
-    assert np.array_equal(read_image(path), pillow(path)) and image_size(path) == (67, 41)
+    assert np.array_equal(read_image(path), pillow(path))
+    assert image_size(path) == (67, 41)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff"])
@@ -291,7 +310,8 @@ def test_what_cannot_be_used_names_the_file_and_the_reason(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=reason) as caught:
             read_image(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
     save(tmp_path, "float.tiff", np.zeros((4, 4), np.float32))
     with pytest.raises(ImageError, match="float pixels have no defined range"):
         read_image(tmp_path / "float.tiff")
@@ -307,14 +327,15 @@ def test_what_cannot_be_used_names_the_file_and_the_reason(tmp_path):
 
 def test_base_image():
     image = noise(40, 80)
-    assert base_image(noise(32, 32), 32, "crop") is not None and np.array_equal(
-        base_image(noise(32, 32), 32, "crop"), noise(32, 32)
-    )
+    assert base_image(noise(32, 32), 32, "crop") is not None
+    assert np.array_equal(base_image(noise(32, 32), 32, "crop"), noise(32, 32))
     assert {base_image(image, 20, mode).shape for mode in ("crop", "squash", "letterbox")} == {(20, 20, 3)}
     whole = np.array(Image.fromarray(image).resize((40, 20), Image.Resampling.BILINEAR))
     assert np.array_equal(base_image(image, 20, "crop"), whole[:, 10:30])
     boxed = base_image(image, 20, "letterbox")
-    assert (boxed[:5] == 128).all() and (boxed[15:] == 128).all() and boxed[5:15].std() > 5
+    assert (boxed[:5] == 128).all()
+    assert (boxed[15:] == 128).all()
+    assert boxed[5:15].std() > 5
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     assert abs(base_image(checks, 16, "squash")[2:-2, 2:-2].astype(int) - 127.5).max() < 20  # antialiased
 
@@ -372,8 +393,10 @@ def test_a_full_disk(data, monkeypatch, tmp_path):
     expected = batches(loader(data, cache="off"))
     monkeypatch.setattr(os, "posix_fallocate", full)
     train = loader(data, cache_dir=tmp_path / "other", num_workers=0)
-    assert "No space left on device" in train.description and are_equal(batches(train), expected)
-    assert not list((tmp_path / "other").glob("*.npy")) and not list((tmp_path / "other").glob(".tmp*"))
+    assert "No space left on device" in train.description
+    assert are_equal(batches(train), expected)
+    assert not list((tmp_path / "other").glob("*.npy"))
+    assert not list((tmp_path / "other").glob(".tmp*"))
     with pytest.raises(UserError, match="No space left on device; give another --cache_dir") as caught:
         loader(data, cache="disk", cache_dir=tmp_path / "third")
     assert caught.value.code == 5
@@ -405,7 +428,9 @@ def test_bad_images_are_listed_or_skipped(data):
     assert "005.png" not in str(caught.value)
     for form in ("disk", "off"):
         train = loader(data, on_bad_image="skip", cache=form, num_workers=0)
-        assert train.num_images == 29 and len(train.skipped) == 7 and "7 unreadable images skipped" in train.description
+        assert train.num_images == 29
+        assert len(train.skipped) == 7
+        assert "7 unreadable images skipped" in train.description
         assert sum(len(batch[0]) for batch in batches(train)) == 29
 
 
@@ -558,7 +583,9 @@ def test_limit_train(tmp_path):
     assert loader(tmp_path / "data", limit_train=0.5).class_counts in ([20, 10, 2], [20, 10, 1], [19, 10, 2])
     few = loader(tmp_path / "data", limit_train=6)
     more = loader(tmp_path / "data", limit_train=12)
-    assert few.num_images == 6 and min(few.class_counts) >= 1 and set(few.paths) <= set(more.paths)
+    assert few.num_images == 6
+    assert min(few.class_counts) >= 1
+    assert set(few.paths) <= set(more.paths)
     assert set(loader(tmp_path / "data", limit_train=6, seed=4).paths) != set(few.paths)
     assert loader(tmp_path / "data", limit_train=1.0).num_images == 63
 
@@ -570,14 +597,16 @@ def test_normalisation(data):
     assert both["valid"].pinned["std"] == pytest.approx(pixels.std((0, 1, 2)), abs=1e-6)
     assert loader(data, "valid").pinned == both["train"].pinned  # train's numbers, though train is not asked for
     images = torch.cat([batch[0] for batch in batches(loader(data, augment="none"))])
-    assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-2
     assert loader(data, normalize="imagenet").pinned["mean"] == [0.485, 0.456, 0.406]
     assert loader(data, pretrain=1).pinned["std"] == [0.229, 0.224, 0.225]
     stated = loader(data, normalize=[[0.1, 0.2, 0.3], [1, 1, 1]])
     assert stated.pinned["mean"] == [0.1, 0.2, 0.3]
     pinned = stated.pinned | {"mean": [0.5, 0.5, 0.5], "im_sz": 12}
     again = loader(data, pinned=pinned)
-    assert again.pinned == pinned and next(again.batches(0))[0].shape[2:] == (12, 12)
+    assert again.pinned == pinned
+    assert next(again.batches(0))[0].shape[2:] == (12, 12)
 
 
 def test_statistics_do_not_depend_on_how_they_are_summed(data):
@@ -586,12 +615,15 @@ def test_statistics_do_not_depend_on_how_they_are_summed(data):
 
 
 def test_image_size_is_derived_from_the_training_images(tmp_path, data):
-    assert loader(data).im_sz == 16 and loader(data, im_sz=24).im_sz == 24
+    assert loader(data).im_sz == 16
+    assert loader(data, im_sz=24).im_sz == 24
     make_images(tmp_path / "large", 2, 3, side=80)
     large = loader(tmp_path / "large", batch_size=2)
-    assert large.im_sz == 224 and large.source.size == 256
+    assert large.im_sz == 224
+    assert large.source.size == 256
     images = next(large.batches(0))[0]
-    assert images.shape == (2, 3, 224, 224) and images.is_contiguous(memory_format=torch.channels_last)
+    assert images.shape == (2, 3, 224, 224)
+    assert images.is_contiguous(memory_format=torch.channels_last)
     assert next(loader(tmp_path / "large", "valid").batches(0))[0].shape[2:] == (224, 224)
 
 
@@ -611,8 +643,10 @@ def test_image_size_is_derived_from_the_training_images(tmp_path, data):
 def test_0_1_and_2_workers_give_identical_batches(data, values):
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     runs = [batches(loader(data, num_workers=workers, **values), epoch=2) for workers in (0, 1, 2)]
-    assert are_equal(runs[0], runs[1]) and are_equal(runs[0], runs[2])
-    assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
+    assert are_equal(runs[0], runs[1])
+    assert are_equal(runs[0], runs[2])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -655,7 +689,8 @@ def test_a_batch_stays_as_it_is_while_somebody_holds_a_part_of_it(data):
     assert buffer.lent[-1][0] is not memory
     del view
     buffer.take(4)  # the only one that is large enough
-    assert buffer.lent[-1][0] is memory and len(buffer.lent) == 2
+    assert buffer.lent[-1][0] is memory
+    assert len(buffer.lent) == 2
 
 
 def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
@@ -680,11 +715,11 @@ def test_progressive_resizing(tmp_path):
     both, plain = loaders(tmp_path / "data", "train", "valid", **values), loader(tmp_path / "data", mixup=0.3)
     found = [next(both["train"].batches(epoch))[0].shape[2] for epoch in range(12)]
     assert found == [16, 16, 16, 16, 16, 20, 24, 28, 32, 32, 32, 32]  # the last two: after an extension
-    assert list_training_sizes(both["train"].params, 32) == [16, 20, 24, 28, 32] and list_training_sizes(
-        plain.params, 32
-    ) == [32]
+    assert list_training_sizes(both["train"].params, 32) == [16, 20, 24, 28, 32]
+    assert list_training_sizes(plain.params, 32) == [32]
     assert "augmented in batches, progressive: 16 px to 32 px by epoch 8, decoded" in both["train"].description
-    assert "progressive" not in both["valid"].description and "progressive" not in plain.description
+    assert "progressive" not in both["valid"].description
+    assert "progressive" not in plain.description
     assert both["train"].augmentation["progressive"]["size_increment"] == 4
     assert "progressive" not in plain.augmentation | both["valid"].augmentation
     assert next(both["valid"].batches(0))[0].shape[2:] == (32, 32)
@@ -692,7 +727,8 @@ def test_progressive_resizing(tmp_path):
         for small, large in zip(both["train"].batches(epoch), plain.batches(epoch), strict=True):
             side = small[0].shape[2]
             resized = torch.nn.functional.interpolate(large[0], (side, side), mode="bilinear", antialias=True)
-            assert torch.allclose(small[0], resized, atol=1e-4) and torch.equal(small[1], large[1])
+            assert torch.allclose(small[0], resized, atol=1e-4)
+            assert torch.equal(small[1], large[1])
             assert small[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -760,17 +796,16 @@ def test_order_and_augmentation_are_functions_of_seed_and_epoch(data):
     }
     for images, labels, indices, weights in batches(one):
         assert all(torch.equal(image, small[int(i)]) for i, image in zip(indices, images, strict=True))
-        assert labels.tolist() == [one.labels[i] for i in indices] and weights.tolist() == [1.0] * len(images)
+        assert labels.tolist() == [one.labels[i] for i in indices]
+        assert weights.tolist() == [1.0] * len(images)
 
 
 def test_the_order_is_a_permutation_by_philox(data):
     part = loader(data)
     for epoch in (0, 7):
         rng = np.random.Generator(np.random.Philox(key=key64(3, "order", epoch)))
-        assert (
-            part.order.positions(epoch).tolist() == rng.permutation(36).tolist()
-            and part.order.positions(epoch).dtype == np.uint32
-        )
+        assert part.order.positions(epoch).tolist() == rng.permutation(36).tolist()
+        assert part.order.positions(epoch).dtype == np.uint32
     start, end = 8, 16
     assert part.files(7, 1) == [part.paths[i] for i in part.order.positions(7)[start:end]]
     assert loader(data, "valid").order.positions(5).tolist() == list(range(36))
@@ -806,7 +841,8 @@ def test_ranks_and_micro_batches_share_a_step(data, world, accumulate, limit):
     assert len({len(part) for part in parts}) == 1
     for step in range(ranks[0].num_batches):
         rows = [batch for part in parts for batch in part[step * accumulate : (step + 1) * accumulate]]
-        assert len({len(batch[0]) for batch in rows}) == 1 and len(rows[0][0]) > 0
+        assert len({len(batch[0]) for batch in rows}) == 1
+        assert len(rows[0][0]) > 0
         real = sorted(int(i) for batch in rows for i in batch[2][batch[3] > 0])
         size = ranks[0].step_size(step)
         assert real == sorted(order[taken : taken + size].tolist())
@@ -829,15 +865,18 @@ def test_balanced_sampling(tmp_path):
     make_images(tmp_path / "data" / "train", 1, 100)
     part = loader(tmp_path / "data", sampler="balanced", augment="none")
     counts = np.bincount(np.concatenate([np.array(part.labels)[part.order.positions(epoch)] for epoch in range(40)]))
-    assert part.class_counts == [100, 4, 4] and (abs(counts / counts.sum() - 1 / 3) < 0.03).all()
+    assert part.class_counts == [100, 4, 4]
+    assert (abs(counts / counts.sum() - 1 / 3) < 0.03).all()
     assert (part.order.positions(0) == loader(tmp_path / "data", sampler="balanced").order.positions(0)).all()
 
 
 def test_soft_labels(data):
     for values in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}):
         for images, labels, indices, _ in batches(loader(data, **values)):
-            assert labels.shape == (len(images), 3) and torch.allclose(labels.sum(1), torch.ones(len(images)))
-            assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
+            assert labels.shape == (len(images), 3)
+            assert torch.allclose(labels.sum(1), torch.ones(len(images)))
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert images.dtype == torch.float32
             assert indices.dtype == torch.int64
     assert next(loader(data, "valid", mixup=0.4).batches(0))[1].ndim == 1
 
@@ -860,5 +899,7 @@ def test_descriptions_and_what_a_loader_says(data):
     text = both["train"].description
     assert text == "train: 36 images of 3 classes at 16 px, augmented in batches, decoded images on disk, 0 workers"
     assert both["train"].pinned["classes"] == ["class_0", "class_1", "class_2"]
-    assert both["train"].augmentation["mixup"] == 0 and both["train"].num_batches == 5 and both["train"].accumulate == 1
+    assert both["train"].augmentation["mixup"] == 0
+    assert both["train"].num_batches == 5
+    assert both["train"].accumulate == 1
     assert make_params().batch_size == both["train"].batch_size

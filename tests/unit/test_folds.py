@@ -76,7 +76,8 @@ def test_parts_are_of_the_contents_alone(data, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data / path, target)
     second = loaders(other, *BOTH, fold=[2, 3], seed=7)["valid"]
-    assert contents(second) == contents(first) and second.class_counts == first.class_counts
+    assert contents(second) == contents(first)
+    assert second.class_counts == first.class_counts
     assert contents(loaders(data, "valid", fold=[1, 3])["valid"]) != contents(first)
 
 
@@ -100,7 +101,8 @@ def test_both_caches_are_used_and_nothing_is_decoded_again(data, tmp_path, monke
     monkeypatch.setattr(reading, "read_bytes", no_reading)
     for number in (1, 2, 3):
         for part in loaders(data, *BOTH, cache_dir=cache, fold=[number, 3]).values():
-            assert "decoded images on disk" in part.description and part.num_workers == 0
+            assert "decoded images on disk" in part.description
+            assert part.num_workers == 0
             assert sum(len(batch[0]) for batch in batches(part)) == part.num_images
     folds.fold_assignment(data, make_params(), 3, cache)
     assert tree(cache) == before
@@ -108,8 +110,16 @@ def test_both_caches_are_used_and_nothing_is_decoded_again(data, tmp_path, monke
 
 @pytest.mark.parametrize("cache", ["disk", "ram", "off", "device"])
 def test_images_are_those_of_the_files(data, tmp_path, cache):
-    both = loaders(data, *BOTH, fold=[1, 3], cache=cache, cache_dir=tmp_path, augment="none", num_workers=0,
-                   normalize=[[0, 0, 0], [1, 1, 1]])  # fmt: skip
+    both = loaders(
+        data,
+        *BOTH,
+        fold=[1, 3],
+        cache=cache,
+        cache_dir=tmp_path,
+        augment="none",
+        num_workers=0,
+        normalize=[[0, 0, 0], [1, 1, 1]],
+    )
     for part in both.values():
         for images, labels, positions, _ in part.batches(0):
             files = np.stack([read_image(data / part.paths[int(position)]) for position in positions])
@@ -133,7 +143,8 @@ def test_a_lossy_cache_is_for_training_alone(data, tmp_path):
     exact = loaders(data, *BOTH, cache="off", cache_dir=tmp_path / "off", **values)
     assert are_equal(batches(lossy["valid"]), batches(exact["valid"]))
     for one, two in zip(batches(lossy["train"]), batches(exact["train"]), strict=True):
-        assert 0 < (one[0] - two[0]).abs().max() and (one[0] - two[0]).abs().mean() < 0.2
+        assert (one[0] - two[0]).abs().max() > 0
+        assert (one[0] - two[0]).abs().mean() < 0.2
         assert np.array_equal(one[2], two[2])
     assert lossy["train"].fingerprint != exact["train"].fingerprint
 
@@ -166,14 +177,16 @@ def test_all_folds_are_of_the_same_data(data, tmp_path):
 def test_subsets_and_samplers_draw_from_the_parts_that_train(data):
     both = loaders(data, *BOTH, fold=[1, 3], limit_train=9, sampler="balanced")
     whole = loaders(data, *BOTH, fold=[1, 3])
-    assert both["train"].num_images == 9 and set(names(both["train"])) <= set(names(whole["train"]))
+    assert both["train"].num_images == 9
+    assert set(names(both["train"])) <= set(names(whole["train"]))
     assert names(both["valid"]) == names(whole["valid"]), "only training images are limited"
     assert both["train"].fold == whole["train"].fold
 
 
 def test_the_assignment_is_what_the_experiments_have(data, tmp_path):
     found = folds.fold_assignment(data, make_params(seed=5), 3, tmp_path)
-    assert sorted(found["parts"]) == everything(data) and found["images"] == len(everything(data))
+    assert sorted(found["parts"]) == everything(data)
+    assert found["images"] == len(everything(data))
     for number in (1, 2, 3):
         valid = loaders(data, "valid", fold=[number, 3])["valid"]
         assert sorted(names(valid)) == sorted(path for path, part in found["parts"].items() if part == number)
@@ -235,11 +248,14 @@ def test_a_class_that_cannot_be_in_two_parts(tmp_path):
 def test_a_fold_trains_and_is_recorded_evaluated_and_continued(data, tmp_path):
     folder, again = (experiment(tmp_path / name, fold=[2, 3], num_epochs=3) for name in ("a", "b"))
     code, printed = call("train", "--data_dir", data, "--model_dir", folder)
-    assert code == 0 and "fold 2 of 3" in printed, printed
+    assert code == 0, printed
+    assert "fold 2 of 3" in printed, printed
     record = json.loads((folder / "record/fold.json").read_text())
-    assert record["fold"] == [2, 3] and sorted(record["parts"]) == everything(data)
+    assert record["fold"] == [2, 3]
+    assert sorted(record["parts"]) == everything(data)
     found = folds.fold_assignment(data, make_params(), 3)
-    assert record["digest"] == found["digest"] and record["counts"] == found["counts"]
+    assert record["digest"] == found["digest"]
+    assert record["counts"] == found["counts"]
     best = json.loads((folder / "metrics_val_best_weights.json").read_text())
     code, printed = call("evaluate", "--model_dir", folder, "--split", "valid", "--json")
     assert code == 0, printed
@@ -249,11 +265,14 @@ def test_a_fold_trains_and_is_recorded_evaluated_and_continued(data, tmp_path):
     assert sorted(line.split(",")[0] for line in listed) == sorted(p for p, n in record["parts"].items() if n == 2)
 
     flags = ["--data_dir", data, "--model_dir", again, "--cache_dir", tmp_path / "another"]
-    assert call("train", *flags)[0] == 0 and weights(again) == weights(folder)
+    assert call("train", *flags)[0] == 0
+    assert weights(again) == weights(folder)
     code, printed = call("train", "--model_dir", folder, "--num_epochs=4", "--fold=[1, 3]")
-    assert code == 2 and "fold [2, 3] -> [1, 3]" in printed
+    assert code == 2
+    assert "fold [2, 3] -> [1, 3]" in printed
     code, printed = call("train", "--model_dir", folder, "--num_epochs=4")
-    assert code == 0 and len(history(folder)) == 4, printed
+    assert code == 0, printed
+    assert len(history(folder)) == 4, printed
 
 
 def test_a_search_shares_and_records_the_parts(tmp_path):
@@ -262,7 +281,8 @@ def test_a_search_shares_and_records_the_parts(tmp_path):
     before = tree(parent)
     flags = ("--data_dir", data, "--parent_dir", parent)
     done = shell("search_hyperparams", *flags, "--search.folds=40")
-    assert done.returncode == 2 and "36 different images make at most 36" in done.stderr
+    assert done.returncode == 2
+    assert "36 different images make at most 36" in done.stderr
     assert tree(parent) == before, "nothing is written"
     done = shell("search_hyperparams", *flags)
     assert done.returncode == 0, done.stderr
@@ -279,4 +299,5 @@ def test_a_search_shares_and_records_the_parts(tmp_path):
         "learning_rate_0.01": [1, 2, 3],
         "learning_rate_0.1": [1, 2, 3],
     }
-    assert sorted(shared["parts"]) == everything(data) and set(shared["parts"].values()) == {1, 2, 3}
+    assert sorted(shared["parts"]) == everything(data)
+    assert set(shared["parts"].values()) == {1, 2, 3}

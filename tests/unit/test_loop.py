@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -55,16 +57,21 @@ def accuracy(logits, labels):
     return (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).float()
 
 
-def make(
-    scheduler="plateau",
-    accumulate=2,
-    mix=True,
-    ema=0.9,
-    optimizer="sgd",
-    channels_last=True,
-    wants=lambda: True,
-    scale=1.0,
-):
+@dataclass(frozen=True)
+class Case:
+    """What a small training is made of."""
+
+    scheduler: str = "plateau"
+    accumulate: int = 2
+    mix: bool = True
+    ema: float = 0.9
+    optimizer: str = "sgd"
+    channels_last: bool = True
+    wants: Callable[[], bool] = lambda: True
+    scale: float = 1.0
+
+
+def make_small_net(channels_last):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -75,18 +82,32 @@ def make(
         nn.Dropout(0.3),
         nn.Linear(8, 4),
     )
-    if channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.channels_last) if channels_last else net
+
+
+def make(**changes):
+    """(run, state) of a small training that is a `Case` with these changes."""
+    case = Case(**changes)
+    net = make_small_net(case.channels_last)
     params = SimpleNamespace(
-        seed=3, grad_clip=1.0, save_summary_steps=4, best_metric="accuracy", scheduler=scheduler, div_factor=25, pct_start=0.3,
-        warmup=0.5, lr_schedule=None, optimizer=optimizer, momentum=0.9,
-    )  # fmt: skip
+        seed=3,
+        grad_clip=1.0,
+        save_summary_steps=4,
+        best_metric="accuracy",
+        scheduler=case.scheduler,
+        div_factor=25,
+        pct_start=0.3,
+        warmup=0.5,
+        lr_schedule=None,
+        optimizer=case.optimizer,
+        momentum=0.9,
+    )
     group = {"params": list(net.parameters()), "lr": 0.1, "initial_lr": 0.1, "layer_group": 0}
     kind = {
         "sgd": lambda: torch.optim.SGD([group], momentum=0.9, fused=True),
         "adamw": lambda: torch.optim.AdamW([group], fused=True),
     }
-    state = State(net, kind[optimizer](), Ema(net, ema) if ema else None)
+    state = State(net, kind[case.optimizer](), Ema(net, case.ema) if case.ema else None)
     whole = type(
         "Whole",
         (),
@@ -94,10 +115,19 @@ def make(
     )()
     metrics = {"loss": per_image(loss_of, minimize=True), "accuracy": per_image(accuracy), "whole": whole}
     run = Run(
-        params=params, net=net, optimizer=state.optimizer, loss_fn=loss_of, metrics=metrics, forward=net,
-        train_loader=Loader(True, accumulate, mix, scale), valid_loader=Loader(False), total_steps=20,
-        schedule=make_schedule(params, 20, 6), autocast=contextlib.nullcontext, wants_control=wants,
-    )  # fmt: skip
+        params=params,
+        net=net,
+        optimizer=state.optimizer,
+        loss_fn=loss_of,
+        metrics=metrics,
+        forward=net,
+        train_loader=Loader(True, case.accumulate, case.mix, case.scale),
+        valid_loader=Loader(False),
+        total_steps=20,
+        schedule=make_schedule(params, 20, 6),
+        autocast=contextlib.nullcontext,
+        wants_control=case.wants,
+    )
     return run, state
 
 
@@ -117,8 +147,8 @@ def outcome(state):
 
 CASES = {
     "plateau, accumulation, mixup, ema, sgd": {},
-    "one_cycle, adamw": dict(scheduler="one_cycle", optimizer="adamw", accumulate=1),
-    "cosine, no ema, contiguous": dict(scheduler="cosine", ema=0, mix=False, channels_last=False),
+    "one_cycle, adamw": {"scheduler": "one_cycle", "optimizer": "adamw", "accumulate": 1},
+    "cosine, no ema, contiguous": {"scheduler": "cosine", "ema": 0, "mix": False, "channels_last": False},
 }
 
 
@@ -210,7 +240,8 @@ def test_before_epoch_is_called_in_train_mode_at_the_start_of_every_epoch():
     for _ in fit(run, state):
         pass
     assert epochs == [(epoch, True) for epoch in range(4)]
-    assert norm.running_mean.eq(0).all() and norm.num_batches_tracked == 0
+    assert norm.running_mean.eq(0).all()
+    assert norm.num_batches_tracked == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -264,11 +295,18 @@ def waits_of_an_epoch(folder, data, num_images, monkeypatch, **values):
     net = make_net(params, len(loader.classes))[0].to(memory_format=torch.channels_last)
     optimizer = train.make_optimizer(net, params, fused=True)
     run = Run(
-        params=params, net=net, optimizer=optimizer, loss_fn=train.make_loss(params, loader.class_counts, "cpu"),
-        metrics=make_metrics(["accuracy", "f1"], folder), forward=net, train_loader=loader,
-        valid_loader=loaders["valid"], total_steps=loader.num_batches,
-        schedule=make_schedule(params, loader.num_batches, loader.num_batches), autocast=contextlib.nullcontext,
-    )  # fmt: skip
+        params=params,
+        net=net,
+        optimizer=optimizer,
+        loss_fn=train.make_loss(params, loader.class_counts, "cpu"),
+        metrics=make_metrics(["accuracy", "f1"], folder),
+        forward=net,
+        train_loader=loader,
+        valid_loader=loaders["valid"],
+        total_steps=loader.num_batches,
+        schedule=make_schedule(params, loader.num_batches, loader.num_batches),
+        autocast=contextlib.nullcontext,
+    )
     state = State(net, optimizer, Ema(net, params.ema) if params.ema else None)
     with monkeypatch.context() as patches, Waits(patches) as waits:
         for event in fit(run, state):
@@ -291,5 +329,6 @@ def waits_of_an_epoch(folder, data, num_images, monkeypatch, **values):
 def test_an_epoch_waits_as_often_however_many_steps_it_has(values, tmp_path, monkeypatch):
     data = make_dataset(tmp_path / "data", per_class=24)
     few, many = (waits_of_an_epoch(tmp_path, data, num, monkeypatch, **values) for num in (24, 60))
-    assert few[0] == 6 and many[0] == 15
+    assert few[0] == 6
+    assert many[0] == 15
     assert few[1] == many[1] <= 3, (few, many)
