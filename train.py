@@ -154,7 +154,7 @@ def train(plan: Plan, args: argparse.Namespace) -> None:
         total_steps=total,
         params=params,
         autocast=choice.autocast,
-        forward=world.wrap(precision.compiled(net, choice, loader.micro_batch_size), device),
+        forward=world.wrap(precision.compile_net(net, choice, loader.micro_batch_size), device),
         average_views=partial(average_views, tta=params.tta),
         world=world,
         before_epoch=Freezer(net, params),

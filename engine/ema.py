@@ -7,10 +7,10 @@ from torch import nn
 
 
 class Ema:
-    """A copy of the net whose weights follow it: w_ema <- d * w_ema + (1 - d) * w.
+    """A copy of the net whose weights follow it: average <- d * average + (1 - d) * weights.
 
-    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the first updates count (the warm-up of
-    TensorFlow's ExponentialMovingAverage). Floating buffers are averaged too; counters are copied.
+    d = min(decay, (1 + k) / (10 + k)) at the update after k others, so that the first updates count: the warm-up of
+    TensorFlow's ExponentialMovingAverage. Floating buffers are averaged too, counters are copied.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -19,9 +19,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, net: nn.Module, num_updates: int) -> None:
+        """Move the average towards the weights of `net`. `num_updates`: number of updates before this one."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        ours, theirs = self.module.state_dict(), net.state_dict()
-        floating = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[name] for name in floating], [theirs[name] for name in floating], 1 - decay)
-        for name in ours.keys() - set(floating):
-            ours[name].copy_(theirs[name])
+        averages = self.module.state_dict()
+        weights = net.state_dict()
+        floating = [name for name, value in averages.items() if value.is_floating_point()]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  (the stubs export no foreach function)
+            [averages[name] for name in floating], [weights[name] for name in floating], 1 - decay
+        )
+        for name in averages.keys() - set(floating):
+            averages[name].copy_(weights[name])

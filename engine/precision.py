@@ -6,23 +6,22 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 from params import Params
 from utils import UserError, cache_home, num_cores
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-STEPS_WORTH_COMPILING = (
-    10_000  # of some 10 ms each; compiling takes half a minute to a minute, once per net and machine
-)
+M_TRIM_THRESHOLD = -1  # malloc.h
+M_MMAP_MAX = -4
+# Steps of some 10 ms each; compiling takes half a minute to a minute, once per net and machine.
+STEPS_WORTH_COMPILING = 10_000
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `auto` became. Pinned at the first start, because each of these can change the last bits."""
+    """The value of everything that was `auto`. Pinned at the first start: each can change the last bits of a result."""
 
     device: str
     precision: str
@@ -32,21 +31,23 @@ class Choice:
     threads: int
 
     def describe(self) -> str:
+        """One line for the log."""
         layout = "channels_last" if self.channels_last else "contiguous"
         extras = ("fused optimizer, " if self.fused else "") + ("compiled, " if self.compile else "")
         return f"{self.device}, {self.precision}, {layout}, {extras}{self.threads} threads"
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which the net computes."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=DTYPES[self.precision])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | bool | int]:
         return asdict(self)
 
 
 def machine_kind(device: str) -> dict[str, str]:
-    """What of the machine decides the last bits of a result."""
+    """The properties of the machine that decide the last bits of a result."""
     features = torch.cpu.get_capabilities()
     extras = [name for name in ("avx512_bf16", "amx_bf16") if features.get(name)]
     cpu = " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *extras])
@@ -57,17 +58,18 @@ def machine_kind(device: str) -> dict[str, str]:
 
 
 def pick_device(params: Params, local_rank: int = 0) -> str:
-    """ "cpu", "cuda:N" or "mps". UserError when the device asked for by name is not there."""
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """ "cpu", "cuda:N" or "mps". UserError when the device that `params` names is not available."""
+    is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     wanted = params.device
     if wanted == "auto":
-        wanted = next(name for name in ("cuda", "mps", "cpu") if has[name]) if params.cuda else "cpu"
-    if not has[wanted]:
-        raise UserError(f"device: {wanted!r} is not available here; possible: {[n for n in has if has[n]]}")
+        wanted = next(name for name in ("cuda", "mps", "cpu") if is_available[name]) if params.cuda else "cpu"
+    if not is_available[wanted]:
+        possible = [name for name in is_available if is_available[name]]
+        raise UserError(f"device: {wanted!r} is not available here; possible: {possible}")
     return f"cuda:{local_rank}" if wanted == "cuda" else wanted
 
 
-def _fast_bf16(device: str) -> bool:
+def _has_fast_bf16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device) >= (8, 0)
     features = torch.cpu.get_capabilities()
@@ -75,13 +77,13 @@ def _fast_bf16(device: str) -> bool:
 
 
 def choose(params: Params, device: str, num_steps: float, num_local: int = 1) -> Choice:
-    """What `precision`, `compile` and `threads` mean on this kind of machine.
+    """Fill in precision, compile and threads for this kind of machine.
 
-    `num_steps`: of the run as it was first asked for. `num_local`: processes of the run on this machine.
+    `num_steps`: of the run as it was first asked for. `num_local`: number of processes of the run on this machine.
     """
     precision = params.precision
     if precision == "auto":
-        precision = "bf16" if _fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
+        precision = "bf16" if _has_fast_bf16(device) else "fp16" if device.startswith("cuda") else "fp32"
     if precision == "fp16" and device == "cpu":
         raise UserError("precision: 'fp16' needs a GPU; possible on a CPU: 'auto', 'fp32', 'bf16'")
     return Choice(
@@ -95,7 +97,7 @@ def choose(params: Params, device: str, num_steps: float, num_local: int = 1) ->
 
 
 def _is_compiled(params: Params, device: str, num_steps: float) -> bool:
-    """`auto`: on a GPU, when the run is long enough to repay it. On CPUs it gained nothing (benchmarks/RESULTS.md)."""
+    """Under `auto` true on a GPU when the run is long enough to repay it. CPUs gain nothing (benchmarks/RESULTS.md)."""
     if params.compile != "auto":
         return bool(params.compile)
     has_compiler = find_spec("triton") is not None
@@ -103,23 +105,23 @@ def _is_compiled(params: Params, device: str, num_steps: float) -> bool:
 
 
 def apply(choice: Choice, params: Params) -> None:
-    """Process-wide settings: threads, determinism, TF32."""
+    """Make the process-wide settings: memory, threads, determinism, TF32."""
     keep_freed_memory()
     torch.set_num_threads(choice.threads)
-    deterministic = bool(params.deterministic)
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: 1.7 s
-        torch.use_deterministic_algorithms(deterministic, warn_only=False)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    if choice.device == "cuda" and not deterministic:
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    is_deterministic = bool(params.deterministic)
+    if is_deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: 1.7 s
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=False)
+    torch.backends.cudnn.deterministic = is_deterministic
+    torch.backends.cudnn.benchmark = not is_deterministic
+    if choice.device == "cuda" and not is_deterministic:
+        torch.set_float32_matmul_precision("high")  # TF32 for the operations that autocast leaves in fp32
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  (a property of the module's class)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors, not give it back and fetch it page by page in each step.
+    """Have glibc keep the memory of freed tensors for the next ones, in place of returning it to the system each step.
 
-    A step on the CPU takes 0.65 to 0.8 of the time; the peak is the same. Elsewhere than on glibc it does nothing.
+    A step on the CPU takes 0.65 to 0.8 of the time, with the same peak of memory. Without glibc this does nothing.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -128,30 +130,34 @@ def keep_freed_memory() -> None:
 
 
 def place(net: torch.nn.Module, choice: Choice, device: str) -> torch.nn.Module:
-    """The net on its device, in the chosen memory layout."""
-    return net.to(device, memory_format=torch.channels_last if choice.channels_last else torch.contiguous_format)
+    """Move the net to its device, in the chosen memory layout."""
+    layout = torch.channels_last if choice.channels_last else torch.contiguous_format
+    return net.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  (the stubs lack this overload)
 
 
 def make_scaler(choice: Choice) -> "torch.amp.GradScaler | None":
-    """Loss scaling, needed by fp16 alone."""
+    """The loss scaler that fp16 needs; None for other precisions."""
     return torch.amp.GradScaler(choice.device) if choice.precision == "fp16" else None
 
 
 class Compiled(torch.nn.Module):
-    """A net compiled for batches of `rows` images; any other, such as the last of an epoch, takes it as it is.
+    """A net compiled for batches of `batch_size` images. Other batches, e.g. the last of an epoch, run uncompiled.
 
-    One program per image size. What was compiled stays in the user's cache folder for the next start.
+    One program per image size. The compiled programs stay in the user's cache folder for the next start.
     """
 
-    def __init__(self, net: torch.nn.Module, rows: int):
+    def __init__(self, net: torch.nn.Module, batch_size: int):
         super().__init__()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "inductor"))
-        self.net, self.rows = net, rows
-        self.fast: Any = torch.compile(net, dynamic=False)
+        self.net = net
+        self.batch_size = batch_size
+        self.compiled = torch.compile(net, dynamic=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return (self.fast if len(images) == self.rows else self.net)(images)
+        forward = self.compiled if len(images) == self.batch_size else self.net
+        return forward(images)
 
 
-def compiled(net: torch.nn.Module, choice: Choice, rows: int) -> torch.nn.Module:
-    return Compiled(net, rows) if choice.compile else net
+def compile_net(net: torch.nn.Module, choice: Choice, batch_size: int) -> torch.nn.Module:
+    """The net, compiled where `choice` says so."""
+    return Compiled(net, batch_size) if choice.compile else net

@@ -1,31 +1,31 @@
 """Learning-rate shapes: pure functions of the optimizer step, so resuming needs the step and nothing else.
 
-A shape maps a step in [0, total) to a multiplier of each layer group's `initial_lr`. What depends on
-the past (plateau, early stopping) is a pure function of the history.
+A shape maps a step in [0, total) to a multiplier of each layer group's `initial_lr`. Rules that depend on the past
+(plateau, early stopping) are pure functions of the history.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from folder.history import is_minimized, monitored_column, split_column
 from params import Params
+from params.keys import EarlyStopping
 
 Shape = Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`multiplier`: step -> factor of the initial rate; `momentum`: step -> SGD's momentum, or None: constant."""
+    """The learning rate and the momentum of each step."""
 
-    multiplier: Shape
-    momentum: Shape | None = None
-    plateau: bool = False
+    multiplier: Shape  # step -> factor of the initial rate
+    momentum: Shape | None = None  # step -> SGD's momentum; None: constant
+    plateau: bool = False  # whether the rate is also multiplied by plateau_factor of the history
 
 
 def num_steps(epochs: float, steps_per_epoch: int) -> int:
-    """A duration in epochs (may be fractional) as optimizer steps, at least one."""
+    """Number of optimizer steps in a duration in epochs, which may be fractional; at least one."""
     return max(1, round(epochs * steps_per_epoch))
 
 
@@ -42,8 +42,9 @@ def _cosine(start: float, end: float, part: float) -> float:
 
 
 def _two_phases(total: int, pct_start: float, low: float, high: float, final: float) -> Shape:
-    """low -> high over `pct_start` of the steps, then -> final, both along half a cosine."""
-    peak, last = pct_start * total - 1, total - 1
+    """From `low` to `high` over the first `pct_start` of the steps, then to `final`, each along half a cosine."""
+    peak = pct_start * total - 1  # the step of the highest value; a fraction, as in torch's OneCycleLR
+    last = total - 1
 
     def shape(step: int) -> float:
         if step <= peak:
@@ -54,18 +55,18 @@ def _two_phases(total: int, pct_start: float, low: float, high: float, final: fl
 
 
 def one_cycle(params: Params, total: int, warm: int) -> Shape:
-    """1/div_factor -> 1 -> 1/(div_factor * 1e4): torch's OneCycleLR (Smith & Topin, arXiv:1708.07120)."""
+    """From 1/div_factor to 1, then to 1/(div_factor * 1e4): torch's OneCycleLR (Smith & Topin, arXiv:1708.07120)."""
     low = 1 / params.div_factor
     return _two_phases(total, params.pct_start, low, 1.0, low / 1e4)
 
 
 def cosine(params: Params, total: int, warm: int) -> Shape:
-    """Half a cosine from 1 to 0 (Loshchilov & Hutter, arXiv:1608.03983)."""
+    """Half a cosine from 1 to 0 over the steps after the warm-up (Loshchilov & Hutter, arXiv:1608.03983)."""
     return lambda step: _cosine(1.0, 0.0, (step - warm) / max(1, total - warm))
 
 
 def linear(params: Params, total: int, warm: int) -> Shape:
-    """A straight line from 1 to 0."""
+    """A straight line from 1 to 0 over the steps after the warm-up."""
     return lambda step: 1.0 - (step - warm) / max(1, total - warm)
 
 
@@ -75,7 +76,7 @@ def step_decay(params: Params, total: int, warm: int) -> Shape:
 
 
 def constant(params: Params, total: int, warm: int) -> Shape:
-    """Always 1 (also under `plateau`, whose factor comes from the history)."""
+    """Always 1. Under `plateau`, too, whose factor comes from the history (see plateau_factor)."""
     return lambda step: 1.0
 
 
@@ -90,13 +91,13 @@ SCHEDULERS: dict[str, Callable[[Params, int, int], Shape]] = {
 
 
 def piecewise(pieces: Sequence[Sequence[float]], steps_per_epoch: int) -> Shape:
-    """[[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; the last rate holds on. Absolute rates."""
+    """Absolute rates. [[3, 0.1], [100, 0.01]]: 0.1 until epoch 3, then 0.01; the last rate also holds after its end."""
     ends = [(round(until * steps_per_epoch), rate) for until, rate in pieces]
     return lambda step: next((rate for end, rate in ends if step < end), ends[-1][1])
 
 
 def with_warmup(shape: Shape, warm: int) -> Shape:
-    """`shape`, its first `warm` steps replaced by a straight line up to its value there."""
+    """`shape`, its first `warm` steps replaced by a straight line up to its value at step `warm`."""
     return lambda step: shape(warm) * (step + 1) / (warm + 1) if step < warm else shape(step)
 
 
@@ -110,17 +111,21 @@ def make_schedule(
 ) -> Schedule:
     """The schedule that `params` asks for over `total` steps, then one cosine tail per [start, end) extension."""
     is_cycle = params.scheduler == "one_cycle" and not params.lr_schedule
-    warm = 0 if is_cycle or params.lr_schedule else round(params.warmup * steps_per_epoch)
-    peak = 1.0
+    # The learning rate: stated piece by piece, or a shape with a warm-up (one_cycle has its own).
     if params.lr_schedule:
         shape = piecewise(params.lr_schedule, steps_per_epoch)
         peak = max(rate for _, rate in params.lr_schedule)
     else:
+        warm = 0 if is_cycle else round(params.warmup * steps_per_epoch)
         shape = with_warmup(SCHEDULERS[params.scheduler](params, total, warm), warm)
+        peak = 1.0
+    # SGD's momentum goes against the rate in one_cycle, as torch's OneCycleLR does it.
     momentum = None
     if is_cycle and params.optimizer == "sgd" and params.momentum:
-        high, low = min(params.momentum + 0.05, 0.999), max(params.momentum - 0.05, 0.0)
+        high = min(params.momentum + 0.05, 0.999)
+        low = max(params.momentum - 0.05, 0.0)
         momentum = _two_phases(total, params.pct_start, high, low, high)
+    # Extensions replace both from their start on.
     for start, end in extensions:
         shape = with_extension(shape, start, end, peak)
         momentum = _hold_after(momentum, start, params.momentum) if momentum else None
@@ -131,29 +136,37 @@ def _hold_after(shape: Shape, start: int, value: float) -> Shape:
     return lambda step: shape(step) if step < start else value
 
 
-# --- what depends on the past -------------------------------------------------------------------------
+# --- rules that depend on the past --------------------------------------------------------------------
 
 
 def plateau_factor(values: Sequence[float], patience: int = 5, factor: float = 0.1) -> float:
-    """`factor` ** (times the validation loss failed to improve for `patience` epochs), as ReduceLROnPlateau.
+    """`factor` for each time that the validation loss did not improve for more than `patience` epochs.
 
-    `values`: the validation loss of each epoch so far. An improvement is one of at least 0.01 %.
+    As torch's ReduceLROnPlateau. `values`: the validation loss of each epoch so far; it improves when it falls by
+    more than 0.01 % of the best one.
     """
-    best, bad, reductions = math.inf, 0, 0
+    best = math.inf
+    num_bad = 0
+    num_reductions = 0
     for value in values:
         if value < best * (1 - 1e-4):
-            best, bad = value, 0
+            best = value
+            num_bad = 0
         else:
-            bad += 1
-        if bad > patience:
-            bad, reductions = 0, reductions + 1
-    return factor**reductions
+            num_bad += 1
+        if num_bad > patience:
+            num_reductions += 1
+            num_bad = 0
+    return factor**num_reductions
 
 
-def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any, minimized: Collection[str] = ()) -> bool:
-    """True when the monitored validation metric has not improved by min_delta for `patience` epochs.
+def should_stop(
+    history: Sequence[Mapping[str, float | None]], early_stopping: EarlyStopping | None, minimized: Collection[str] = ()
+) -> bool:
+    """True when the monitored metric has not improved by more than min_delta for `patience` epochs.
 
-    `minimized`: metrics of which less is better, for when `early_stopping` does not say.
+    `minimized`: the metrics of which less is better, for when `early_stopping` leaves that open. A value that is not
+    defined is no improvement.
     """
     if not early_stopping:
         return False
@@ -162,12 +175,14 @@ def should_stop(history: Sequence[dict[str, Any]], early_stopping: Any, minimize
     if minimize is None:
         minimize = is_minimized(split_column(column)[1], minimized)
     sign = 1 if minimize else -1
-    best, bad = math.inf, 0
+    best = math.inf
+    num_bad = 0
     for row in history:
         value = row.get(column)
-        value = math.inf if value is None else sign * value
-        if value < best - early_stopping.min_delta:
-            best, bad = value, 0
+        signed = math.inf if value is None else sign * value
+        if signed < best - early_stopping.min_delta:
+            best = signed
+            num_bad = 0
         else:
-            bad += 1
-    return bad >= early_stopping.patience
+            num_bad += 1
+    return num_bad >= early_stopping.patience

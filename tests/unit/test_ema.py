@@ -80,3 +80,13 @@ def test_counters_are_copied_and_the_average_is_for_evaluation():
     assert net.training
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("k", "share"), [(0, 0.1), (1, 2 / 11), (79, 80 / 89), (80, 0.9), (81, 0.9)])
+def test_the_share_of_the_old_average_by_hand(k, share):
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 1.0)
+    ema = Ema(net, 0.9)
+    nn.init.constant_(net.weight, 0.0)
+    ema.update(net, k)
+    assert ema.module.weight.item() == pytest.approx(share, rel=1e-6)

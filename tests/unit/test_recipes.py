@@ -166,7 +166,7 @@ def test_a_compiled_net_takes_a_short_batch_as_it_is(monkeypatch, tmp_path):
     for is_compiled in (False, True):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        forward = precision.compiled(net, SimpleNamespace(compile=is_compiled), 8)  # type: ignore[arg-type]
+        forward = precision.compile_net(net, SimpleNamespace(compile=is_compiled), 8)  # type: ignore[arg-type]
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         for rows, side in ((8, 10), (3, 10), (8, 12), (5, 12), (8, 10)):
             images = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(rows + side))

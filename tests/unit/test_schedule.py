@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.schedule import make_schedule, plateau_factor, should_stop
+from engine.schedule import is_time, make_schedule, num_steps, plateau_factor, should_stop
 from folder.history import best_row
+from params.keys import EarlyStopping
 
 
 def settings(**changes):
@@ -61,19 +62,97 @@ def test_lr_schedule_is_piecewise_and_overrides():
     assert [shape(step) for step in (0, 14, 15, 499, 9999)] == [0.1, 0.1, 0.01, 0.01, 0.01]
 
 
+SCHEDULERS = {
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40),
+    "linear": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=40),
+    "step": lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 30], gamma=0.1),
+    "constant": lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+    "plateau": lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_each_shape_is_torchs(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = SCHEDULERS[name](optimizer)
+    shape = make_schedule(settings(scheduler=name), 40, 10).multiplier
+    for step in range(41):
+        assert shape(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12), step
+        optimizer.step()
+        torchs.step()
+
+
+def test_warmup_is_a_line_up_to_the_shape_which_begins_after_it():
+    shape = make_schedule(settings(scheduler="cosine", warmup=2), 100, 10).multiplier
+    assert [shape(step) for step in range(20)] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    # A cosine over the 80 steps that remain.
+    by_hand = {20: 1.0, 40: 0.5 + math.sqrt(0.5) / 2, 60: 0.5, 80: 0.5 - math.sqrt(0.5) / 2, 100: 0.0}
+    assert {step: shape(step) for step in by_hand} == pytest.approx(by_hand, abs=1e-12)
+    line = make_schedule(settings(scheduler="linear", warmup=2), 100, 10).multiplier
+    assert [line(step) for step in (0, 20, 40, 99)] == pytest.approx([1 / 21, 1.0, 0.75, 1 / 80])
+
+
+def test_warmup_ends_at_the_value_that_the_shape_has_there():
+    shape = make_schedule(settings(scheduler="step", warmup=6), 100, 10).multiplier
+    values = [shape(step) for step in (0, 29, 59, 60, 74, 75)]
+    assert values == pytest.approx([0.1 / 61, 0.1 * 30 / 61, 0.1 * 60 / 61, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.04, 0), (0.06, 1), (0.25, 2), (0.36, 4), (1, 10)])
+def test_warmup_is_rounded_to_steps(warmup, steps):
+    shape = make_schedule(settings(scheduler="constant", warmup=warmup), 100, 10).multiplier
+    by_hand = [(step + 1) / (steps + 1) if step < steps else 1.0 for step in range(12)]
+    assert [shape(step) for step in range(12)] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr_schedule": [[10, 0.1]]}])
+def test_one_cycle_and_lr_schedule_have_no_other_warmup(changes):
+    plain = make_schedule(settings(**changes), 100, 10).multiplier
+    warmed = make_schedule(settings(warmup=3, **changes), 100, 10).multiplier
+    assert [plain(step) for step in range(100)] == [warmed(step) for step in range(100)]
+
+
+def test_the_values_of_one_cycle():
+    """1/25 -> 1 at step 29 of 100 -> 1/250000; momentum the other way round."""
+    cycle = make_schedule(settings(), 100, 10)
+    assert [cycle.multiplier(step) for step in (0, 29, 99)] == pytest.approx([0.04, 1.0, 4e-6])
+    assert cycle.multiplier(14.5) == pytest.approx(0.52)
+    assert cycle.multiplier(64) == pytest.approx((1 + 4e-6) / 2)
+    assert [cycle.momentum(step) for step in (0, 29, 64, 99)] == pytest.approx([0.95, 0.85, 0.9, 0.95])
+
+
 @pytest.mark.parametrize(
-    ("name", "end"), [("cosine", 0.0), ("linear", 0.0), ("step", 0.01), ("constant", 1.0), ("plateau", 1.0)]
+    ("momentum", "low", "high"), [(0.9, 0.85, 0.95), (0.98, 0.93, 0.999), (0.03, 0.0, 0.08), (0.5, 0.45, 0.55)]
 )
-def test_shapes_begin_at_one_and_end_where_they_should(name, end):
-    shape = make_schedule(settings(scheduler=name), 1000, 100).multiplier
-    assert shape(0) == pytest.approx(1.0)
-    assert shape(1000) == pytest.approx(end, abs=1e-12)
+def test_momentum_is_cycled_by_a_twentieth_within_bounds(momentum, low, high):
+    cycled = make_schedule(settings(momentum=momentum), 100, 10).momentum
+    assert (cycled(0), cycled(29)) == pytest.approx((high, low))
 
 
-def test_warmup_is_a_line_up_to_the_shape():
-    shape = make_schedule(settings(scheduler="cosine", warmup=1), 100, 10).multiplier
-    assert [shape(step) for step in range(10)] == pytest.approx([(k + 1) / 11 for k in range(10)])
-    assert shape(10) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    "changes", [{"momentum": 0.0}, {"optimizer": "adamw"}, {"scheduler": "cosine"}, {"lr_schedule": [[1, 0.1]]}]
+)
+def test_momentum_stays_where_it_is_not_cycled(changes):
+    assert make_schedule(settings(**changes), 100, 10).momentum is None
+
+
+def test_only_the_plateau_scheduler_looks_at_the_history():
+    plateaus = {name: make_schedule(settings(scheduler=name), 10, 10).plateau for name in SCHEDULERS}
+    assert plateaus == dict.fromkeys(SCHEDULERS, False) | {"plateau": True}
+    assert not make_schedule(settings(scheduler="plateau", lr_schedule=[[1, 0.1]]), 10, 10).plateau
+
+
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"),
+    [(3, 7, 21), (0.5, 8, 4), (0.5, 9, 4), (0.5, 11, 6), (0.01, 10, 1), (2.26, 10, 23)],
+)
+def test_a_duration_in_epochs_is_rounded_to_steps(epochs, per_epoch, steps):
+    assert num_steps(epochs, per_epoch) == steps
+
+
+def test_it_is_time_at_every_multiple_and_at_the_end():
+    assert [step for step in range(1, 11) if is_time(step, 4, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 9) if is_time(step, 4, 8)] == [4, 8]
 
 
 def test_extension_is_a_cosine_from_a_tenth_to_zero():
@@ -86,6 +165,25 @@ def test_extension_is_a_cosine_from_a_tenth_to_zero():
     assert extended.momentum(120) == 0.9
 
 
+def test_extensions_follow_each_other_from_a_tenth_of_the_peak():
+    """The peak of an lr_schedule is its largest rate, wherever it stands."""
+    pieces = [[3, 0.02], [6, 0.4], [10, 0.1]]
+    twice = make_schedule(settings(lr_schedule=pieces), 100, 10, extensions=[[100, 120], [120, 160]])
+    by_hand = {29: 0.02, 30: 0.4, 60: 0.1, 99: 0.1, 100: 0.04, 110: 0.02, 120: 0.04, 140: 0.02, 160: 0.0}
+    assert {step: twice.multiplier(step) for step in by_hand} == pytest.approx(by_hand, abs=1e-12)
+    cycled = make_schedule(settings(momentum=0.8), 100, 10, extensions=[[100, 120], [120, 160]])
+    momenta = [cycled.momentum(step) for step in (0, 29, 99, 100, 120, 159)]
+    assert momenta == pytest.approx([0.85, 0.75, 0.85, 0.8, 0.8, 0.8])
+
+
+def test_a_plateau_is_more_than_patience_epochs_without_improvement():
+    factors = [plateau_factor([1.0] * count) for count in (0, 1, 6, 7, 12, 13, 19)]
+    assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.001])
+    assert plateau_factor([1.0] + [0.9999] * 6) == pytest.approx(0.1), "0.01 % is no improvement"
+    assert plateau_factor([1.0, 1.0, 1.0, 0.9998, 1.0, 1.0, 1.0]) == 1, "a little more is one"
+    assert plateau_factor([2.0, 3.0, 3.0], patience=1, factor=0.5) == 0.5
+
+
 def test_plateau_is_torchs():
     generator = torch.Generator().manual_seed(0)
     values = (torch.rand(60, generator=generator) + torch.linspace(1, 0.5, 60)).tolist()
@@ -96,15 +194,46 @@ def test_plateau_is_torchs():
         assert plateau_factor(values[:count]) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
-def test_early_stopping_counts_epochs_without_improvement():
-    rule = SimpleNamespace(patience=2, monitor_metric="loss", min_delta=0.01, minimize=1)
-    rows = [{"val_loss": value} for value in (1.0, 0.5, 0.495, 0.6)]
-    assert not should_stop(rows[:3], rule)
-    assert should_stop(rows, rule)
-    assert not should_stop(rows, None)
-    higher = SimpleNamespace(patience=1, monitor_metric="accuracy", min_delta=0.0, minimize=0)
-    assert should_stop([{"val_accuracy": 0.5}, {"val_accuracy": 0.5}], higher)
-    assert not should_stop([{"val_accuracy": 0.5}, {"val_accuracy": 0.6}], higher)
+def stops_after(values, **changes):
+    """The epoch, from 1, after which the run stops; None when it does not."""
+    rule = EarlyStopping(**({"patience": 2, "monitor_metric": "loss"} | changes))
+    rows = [{"val_loss": value} for value in values]
+    return next((epoch for epoch in range(1, len(rows) + 1) if should_stop(rows[:epoch], rule)), None)
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "epoch"),
+    [
+        ([1.0, 0.5, 0.6, 0.6, 0.6], {}, 4),
+        ([1.0, 0.5, 0.6, 0.4, 0.5, 0.3], {}, None),
+        ([1.0, 0.5, 0.5, 0.5], {}, 4),  # the same again is no improvement
+        ([1.0, 0.5, 0.6], {"patience": 1}, 3),
+        ([1.0, 0.875, 0.75, 0.625], {"min_delta": 0.2}, None),  # 0.25 below the best in two epochs
+        ([1.0, 0.75, 0.5, 0.5], {"min_delta": 0.25}, None),  # exactly min_delta is no improvement, but 0.5 is
+        ([1.0, 0.75, 0.75], {"min_delta": 0.25}, 3),
+        ([1.0, None, None, 0.5], {}, 3),
+        ([None, None, 1.0], {}, 2),
+        ([0.5, 0.6, 0.7, 0.8], {"minimize": 0}, None),
+        ([0.5, 0.4, 0.3], {"minimize": 0}, 3),
+        ([-1.0, -2.0, -1.5, -1.5], {}, 4),
+    ],
+)
+def test_early_stopping_by_hand(values, changes, epoch):
+    assert stops_after(values, **changes) == epoch
+
+
+def test_without_a_rule_nothing_stops():
+    assert not should_stop([{"val_loss": 1.0}] * 50, None)
+
+
+def test_early_stopping_watches_the_column_that_is_named():
+    rows = [{"train_loss": value, "val_loss": 1 - value, "val_f1": value} for value in (0.5, 0.6, 0.7)]
+    falling = {"loss": False, "train_loss": True, "val_f1": False, "own.py:f1": False}
+    for name, stops in falling.items():
+        rule = EarlyStopping(patience=2, monitor_metric=name)
+        assert should_stop(rows, rule, ["loss"]) == stops, name
+        assert should_stop(rows[::-1], rule, ["loss"]) != stops, name
+        assert should_stop(rows[::-1], rule, ["loss", "f1"]) == (name == "loss"), name
 
 
 def test_early_stopping_knows_the_direction_of_a_metric():
