@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from kit import make_dataset
@@ -13,9 +14,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.distributed import World
 from engine.ema import Ema
-from engine.loop import Epoch, NonFiniteLoss, Run, State, Step, fit
-from engine.schedule import make_schedule
+from engine.events import Epoch, NonFiniteLoss, Step
+from engine.loop import Run, check_finite, fit, learning_rates, set_rates, train_step
+from engine.schedule import Schedule, make_schedule
+from engine.state import State
 
 
 class Loader:
@@ -249,6 +253,229 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(NonFiniteLoss, match="epoch 1, at step 1"):
         list(fit(run, state))
     assert state.history == []
+
+
+# --- against values that the loop does not compute itself ---------------------------------------------------------
+
+
+def plain(total_steps=20, every=4, wants=lambda: False, **params):
+    """A linear net without dropout, norm, average or mixing, under a constant rate: (run, state)."""
+    run, state = make(scheduler="constant", accumulate=params.pop("accumulate", 1), mix=False, ema=0, wants=wants)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    group = {"params": list(net.parameters()), "lr": 0.1, "initial_lr": 0.1, "layer_group": 0}
+    state = State(net, torch.optim.SGD([group], lr=0.1))
+    run.net, run.forward, run.optimizer, run.total_steps = net, net, state.optimizer, total_steps
+    run.schedule = make_schedule(SimpleNamespace(**{**vars(run.params), "warmup": 0}), total_steps, 6)
+    vars(run.params).update({"save_summary_steps": every, "grad_clip": None, **params})
+    return run, state
+
+
+def by_hand(num_steps, clip=None):
+    """Weights, and the loss of each step before it was taken, of gradient descent written out with autograd alone."""
+    _, state = plain()
+    weight, bias = (parameter.detach().clone() for parameter in state.net.parameters())
+    losses = []
+    for step in range(num_steps):
+        order = torch.randperm(44, generator=torch.Generator().manual_seed(step // 6))
+        part = order[step % 6 * 8 :][:8]
+        weight.requires_grad_()
+        bias.requires_grad_()
+        loss = cross_entropy(Loader(True).images[part].flatten(1) @ weight.T + bias, Loader(True).labels[part])
+        grads = torch.autograd.grad(loss, (weight, bias))
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        scale = min(1.0, clip / norm) if clip else 1.0
+        weight, bias = (value.detach() - 0.1 * scale * grad for value, grad in zip((weight, bias), grads, strict=True))
+        losses.append(loss.item())
+    return weight, bias, losses
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_are_gradient_descent_on_the_mean_loss(clip, accumulate):
+    run, state = plain(total_steps=9, grad_clip=clip, accumulate=accumulate)
+    assert len(list(fit(run, state))) == 4 + 2
+    weight, bias, losses = by_hand(9, clip)
+    torch.testing.assert_close(run.net[1].weight, weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(run.net[1].bias, bias, rtol=1e-4, atol=1e-6)
+    first, second = state.history
+    assert first["train_loss"] == pytest.approx(np.average(losses[:6], weights=[8, 8, 8, 8, 8, 4]), rel=1e-5)
+    assert second["train_loss"] == pytest.approx(np.mean(losses[6:]), rel=1e-5)
+    with torch.no_grad():
+        logits = Loader(False).images.flatten(1) @ weight.T + bias
+    assert second["val_loss"] == pytest.approx(cross_entropy(logits, Loader(False).labels).item(), rel=1e-4)
+    assert second["val_accuracy"] == (logits.argmax(1) == Loader(False).labels).double().mean().item()
+
+
+def test_a_step_has_the_means_since_the_one_that_was_due():
+    run, state = plain(wants=lambda: True)
+    steps = [event for event in fit(run, state) if isinstance(event, Step)]
+    assert [event.step for event in steps] == list(range(1, 21))
+    assert [event.step for event in steps if event.due] == [4, 6, 8, 12, 16, 18, 20]
+    assert [event.epoch for event in steps] == [1] * 6 + [2] * 6 + [3] * 6 + [4] * 2
+    losses, sizes = by_hand(20)[2], [8, 8, 8, 8, 8, 4] * 4
+    since = {1: 0, 4: 0, 5: 4, 6: 4, 7: 6, 8: 6, 11: 8, 18: 16, 19: 18, 20: 18}
+    for step, start in since.items():
+        expected = np.average(losses[start:step], weights=sizes[start:step])
+        assert steps[step - 1].loss == pytest.approx(expected, rel=1e-4), step
+        assert steps[step - 1].loss == steps[step - 1].values["loss"]
+        assert steps[step - 1].learning_rate == [0.1]
+
+
+def test_a_row_of_the_history():
+    run, state = plain(total_steps=6)
+    *_, epoch = fit(run, state)
+    names = [f"{split}_{name}" for split in ("train", "val") for name in ("loss", "accuracy")]
+    assert list(epoch.row) == ["epoch", "step", "learning_rate", *names, "val_whole", "seconds", "images_per_second"]
+    assert (epoch.row["epoch"], epoch.row["step"], epoch.row["learning_rate"]) == (1, 6, 0.1)
+    assert 0 < 44 / epoch.row["images_per_second"] < epoch.row["seconds"]
+    assert epoch == Epoch(1, 6, state.history[0], state.history[0])
+    assert epoch.is_best
+    assert (state.epoch, state.epoch_step, state.phase, state.seconds, state.logits) == (1, 6, "train", 0.0, [])
+
+
+def test_the_clock_counts_neither_waiting_nor_what_the_caller_does(monkeypatch):
+    """Every look at the clock is a second; the caller takes a hundred at each event."""
+    clock = {"now": 0.0}
+
+    def tick():
+        clock["now"] += 1
+        return clock["now"]
+
+    monkeypatch.setattr("engine.loop.time.perf_counter", tick)
+    run, state = plain(total_steps=6)
+    events = []
+    for event in fit(run, state):
+        events.append(event)
+        clock["now"] += 100
+    assert [event.images_per_second for event in events[:2]] == [32, 12]
+    assert events[2].row["images_per_second"] == 22  # 44 images in two seconds
+    assert events[2].row["seconds"] == 3  # and one second of evaluation
+
+
+def test_a_metric_without_a_value_is_none_and_never_the_best():
+    run, state = plain(total_steps=12)
+    values = iter([float("nan"), 0.5])
+    run.metrics["accuracy"] = type(run.metrics["whole"])()
+    type(run.metrics["accuracy"]).__call__ = lambda self, logits, labels: next(values)
+    del run.metrics["whole"]
+    epochs = [event for event in fit(run, state) if isinstance(event, Epoch)]
+    assert [epoch.row["val_accuracy"] for epoch in epochs] == [None, 0.5]
+    assert [epoch.best for epoch in epochs] == [None, epochs[1].row]
+
+
+def test_padding_counts_nowhere():
+    """Images of weight 0 change neither the weights, nor the means, nor the metrics over a split."""
+
+    class Padded(Loader):
+        def batches(self, epoch, start_step=0):
+            for images, labels, part, weights in super().batches(epoch, start_step):
+                wrong = torch.full_like(images[:3], 7.0)
+                zeros = torch.zeros(3)
+                yield torch.cat([images, wrong]), torch.cat([labels, labels[:3]]), part, torch.cat([weights, zeros])
+
+    rows = []
+    for kind in (Loader, Padded):
+        run, state = plain(total_steps=9)
+        run.train_loader, run.valid_loader = kind(True), kind(False)
+        list(fit(run, state))
+        clocks = ("seconds", "images_per_second")
+        rows.append([value for row in state.history for key, value in row.items() if key not in clocks])
+    assert rows[1] == pytest.approx(rows[0], rel=1e-5)
+
+
+def test_rates_follow_the_schedule_the_plateau_and_each_group():
+    run, state = plain(scheduler="plateau")
+    first, second = ({"params": [p], "lr": 0.0, "initial_lr": 0.0, "layer_group": 0} for p in run.net.parameters())
+    run.optimizer = torch.optim.SGD([second | {"initial_lr": 0.2, "layer_group": 1}, first | {"initial_lr": 0.02}])
+    run.schedule = Schedule(lambda step: 1 / (step + 1), lambda step: 0.5 + step / 100, plateau=True)
+    state.step = 3
+    set_rates(run, state)
+    assert learning_rates(run.optimizer) == pytest.approx([0.005, 0.05])
+    assert [group["momentum"] for group in run.optimizer.param_groups] == [0.53, 0.53]
+    state.history = [{"val_loss": 1.0}] * 7
+    set_rates(run, state)
+    assert learning_rates(run.optimizer) == pytest.approx([0.0005, 0.005])
+    run.schedule = Schedule(lambda step: 1.0)
+    set_rates(run, state)
+    assert learning_rates(run.optimizer) == [0.02, 0.2]
+    assert [group["momentum"] for group in run.optimizer.param_groups] == [0.53, 0.53]
+
+
+def test_dropout_is_another_at_each_step_and_rank_and_the_same_again():
+    run, state = make(ema=None, accumulate=1)
+    run.net = run.forward = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4)).train()
+    run.optimizer = torch.optim.SGD(run.net.parameters(), lr=0.0)
+    batch = next(Loader(True).batches(0))
+    losses = []
+    for step, rank in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        state.step, run.world = step, World(rank)
+        losses.append(train_step(run, state, [batch], 8)["loss"].item())
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+def test_the_first_batch_without_a_finite_loss_is_named():
+    class Broken(Loader):
+        def batches(self, epoch, start_step=0):
+            for step, (images, *rest) in enumerate(super().batches(epoch, start_step), start_step):
+                yield (images * float("nan") if (epoch, step) == (1, 2) else images), *rest
+
+    run, state = plain()
+    run.train_loader = Broken(True)
+    with pytest.raises(
+        NonFiniteLoss, match="training loss is nan in epoch 2, at step 9, at learning rate 0.1"
+    ) as raised:
+        list(fit(run, state))
+    assert (raised.value.epoch, raised.value.step) == (1, 2)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run():
+    run, state = plain(total_steps=6)
+    run.valid_loader = Loader(False, scale=float("inf"))
+    with pytest.raises(NonFiniteLoss, match="validation loss of epoch 1 is nan") as raised:
+        list(fit(run, state))
+    assert (raised.value.epoch, state.history) == (None, [])
+
+
+@pytest.mark.parametrize("broken", ["0.weight", "1.running_var"])
+def test_a_weight_that_is_not_finite_is_named(broken):
+    _, state = make()
+    check_finite(state)
+    state.net.state_dict()[broken].select(0, -1).fill_(float("inf"))
+    with pytest.raises(NonFiniteLoss, match=f"{broken} of the net is NaN or infinite after step 0"):
+        check_finite(state)
+
+
+def test_shards_of_other_ranks_are_added_and_joined():
+    _, state = make()
+    shards = [
+        {"sums": {"loss": torch.tensor(1.0)}, "recent": {}, "logits": [torch.ones(2)], "labels": [torch.tensor([0])]},
+        {"sums": {"loss": torch.tensor(2.0)}, "recent": {"loss": torch.tensor(4.0)}, "logits": [], "labels": []},
+        {"sums": {"loss": torch.tensor(8.0)}, "recent": {}, "logits": [torch.zeros(1)], "labels": [torch.tensor([1])]},
+    ]
+    saved = state.state_dict(shards)
+    _, alone = make()
+    alone.load_state_dict(saved)
+    assert (alone.sums, alone.recent) == ({"loss": torch.tensor(11.0)}, {"loss": torch.tensor(4.0)})
+    assert [len(logits) for logits in alone.logits] == [2, 1]
+    assert alone.labels == [torch.tensor([0]), torch.tensor([1])]
+    of_two = [make()[1] for _ in range(2)]
+    for rank, other in enumerate(of_two):
+        other.load_state_dict(saved, rank, 2)
+    assert [other.sums["loss"].item() for other in of_two] == [9.0, 2.0]
+    assert [len(other.labels) for other in of_two] == [2, 0]
+    _, idle = make()
+    idle.load_state_dict(saved, 3, 4)
+    assert (idle.sums, idle.logits) == ({}, [])
+
+
+def test_early_stopping_looks_at_the_rows_of_the_running_extension():
+    _, state = make()
+    state.history = [{"step": step} for step in (10, 20, 30)]
+    assert state.recent_history == state.history
+    state.extensions = [[5, 10], [10, 40]]
+    assert state.recent_history == state.history[1:]
 
 
 # --- the host waits for nothing ----------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ LABELS = torch.tensor([0, 1, 2, 0, 2])
 
 def test_metrics_of_a_split_are_scikit_learns(tmp_path):
     metrics = make_metrics(["f1", "accuracy", "error"], tmp_path)
-    assert has_split_metric(metrics) and not has_split_metric(make_metrics(["accuracy"], tmp_path))
+    assert has_split_metric(metrics)
+    assert not has_split_metric(make_metrics(["accuracy"], tmp_path))
     values = measure(metrics, LOGITS.double(), LABELS)
     assert list(values) == ["loss", "f1", "accuracy", "error"]
     assert values["loss"] == pytest.approx(log_loss(LABELS, LOGITS.double().softmax(dim=1)), rel=1e-6)
@@ -102,8 +103,12 @@ def test_outputs_begin_at_the_batch_asked_for_and_keep_no_graph():
         yield
 
     outputs = list(compute_outputs(lambda images: images.mean((2, 3)) * weight, TwoBatches(), 1, autocast))
-    assert len(outputs) == 1 and outputs[0].logits.tolist() == [[1, 1, 1]] and outputs[0].labels.tolist() == [1]
-    assert not outputs[0].logits.requires_grad and entered == [False] and torch.is_grad_enabled()
+    assert len(outputs) == 1
+    assert outputs[0].logits.tolist() == [[1, 1, 1]]
+    assert outputs[0].labels.tolist() == [1]
+    assert not outputs[0].logits.requires_grad
+    assert entered == [False]
+    assert torch.is_grad_enabled()
     assert len(list(compute_outputs(lambda images: images, TwoBatches()))) == 2
 
 
