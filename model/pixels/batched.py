@@ -132,8 +132,8 @@ def resized_crop_batch(images: Tensor, arguments: Arguments, draw: Draw) -> Tens
 def draw_boxes(height: int, width: int, arguments: Arguments, draw: Draw) -> np.ndarray:
     """(4, B) left, top, width, height in whole pixels. Of ten boxes drawn, the first that fits into the image.
 
-    Area uniform in `scale`, log of the aspect ratio uniform in `ratio`, as in torchvision's RandomResizedCrop; where
-    none of the ten fits, the largest box in the middle whose ratio is allowed.
+    Area uniform in `scale`, logarithm of the aspect ratio uniform in `ratio`, as in torchvision's RandomResizedCrop.
+    Where none of the ten fits: the largest box of an allowed ratio that does.
     """
     low, high = arguments["scale"]
     log_low, log_high = np.log(arguments["ratio"])
@@ -142,7 +142,7 @@ def draw_boxes(height: int, width: int, arguments: Arguments, draw: Draw) -> np.
     ratio = np.exp(log_low + np.stack([draw(f"ratio{k}") for k in range(10)]) * (log_high - log_low))  # (10, B)
     widths = np.sqrt(area * ratio).round()
     heights = np.sqrt(area / ratio).round()
-    # The first that fits, or the box in the middle.
+    # The first that fits, or the largest box.
     fits = (widths <= width) & (heights <= height)  # (10, B)
     first = fits.argmax(axis=0), np.arange(fits.shape[1])
     image_ratio = np.clip(width / height, *arguments["ratio"])

@@ -99,6 +99,69 @@ def test_auc_of_ties_and_of_one_class():
     assert value("auc", saturated, torch.tensor([1, 1, 0])) == 1.0
 
 
+def test_values_of_each_image_by_hand():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0], [1.0, 0.0, 5.0]])
+    labels = torch.tensor([0, 2, 2])
+    expected = [
+        math.log(sum(map(math.exp, row))) - row[label]
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
+    assert METRICS["loss"](logits, labels).tolist() == pytest.approx(expected, rel=1e-5)
+    assert METRICS["accuracy"](logits, labels).tolist() == [1.0, 0.0, 1.0]
+    assert METRICS["error"](logits, labels).tolist() == [0.0, 1.0, 0.0]
+    ranked = torch.arange(7.0, 0.0, -1.0).expand(7, 7)  # class 0 has the largest logit, then class 1, ...
+    assert METRICS["top5_accuracy"](ranked, torch.arange(7)).tolist() == [1, 1, 1, 1, 1, 0, 0]
+
+
+def test_values_of_a_split_by_hand():
+    """Three of class 0, one of class 1, one of class 2; predicted: 0 0 1, 1, 0. Class 3 does not occur."""
+    labels, predicted = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 1, 1, 0])
+    logits = torch.nn.functional.one_hot(predicted, 4).float()
+    assert value("recall", logits, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert value("balanced_accuracy", logits, labels) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert value("precision", logits, labels) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert value("f1", logits, labels) == pytest.approx((2 * 2 / 6 + 2 * 1 / 3 + 0) / 3)
+    # Scores of class 1 against the rest: the positive before one negative of two, equal to the other.
+    scores = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 2.0]])
+    assert value("auc", scores, torch.tensor([0, 1, 0])) == pytest.approx(0.75)
+
+
+def test_ece_by_hand():
+    """Confidences 0.55 (right, wrong), 0.9 (right): bins (8/15, 9/15] and (13/15, 14/15]."""
+
+    def logit(p: float) -> list[float]:
+        return [math.log(p / (1 - p)), 0.0]
+
+    logits = torch.tensor([logit(0.55), logit(0.55), logit(0.9)])
+    assert value("ece", logits, torch.tensor([0, 1, 0])) == pytest.approx(
+        (2 * abs(0.5 - 0.55) + abs(1 - 0.9)) / 3, abs=1e-6
+    )
+    even = torch.zeros(4, 2)  # 0.5 exactly: below 8/15, in (7/15, 8/15]
+    assert value("ece", even, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
+    thirds = torch.zeros(3, 3)  # 1/3 = 5/15 is the upper bound of a bin, and belongs to it
+    assert value("ece", thirds, torch.tensor([0, 0, 1])) == pytest.approx(2 / 3 - 1 / 3)
+
+
+def test_the_class_of_each_metric():
+    """A mean over images, or one number for the whole split."""
+    per_image = {"loss", "accuracy", "error", "top5_accuracy"}
+    assert {name for name, metric in METRICS.items() if isinstance(metric, PerImage)} == per_image
+    assert all(metric.per_image is (name in per_image) for name, metric in METRICS.items())
+    with pytest.raises(UserError, match=r"pair gave shape \(2,\); Set\(function\) gives one number"):
+        Set(pair)(torch.zeros(3, 2), torch.zeros(3))
+    assert Set(pair, minimize=True).minimize and not Set(pair).minimize and not PerImage(pair).minimize
+    assert Set(lambda logits, labels: torch.ones(1, 1))(torch.zeros(3, 2), torch.zeros(3)) == 1
+    with pytest.raises(UserError, match="pair gave shape .2,. for 3 images; one value per image"):
+        PerImage(pair)(torch.zeros(3, 2), torch.zeros(3))
+    with pytest.raises(UserError, match="gave float for 3 images"):
+        PerImage(lambda logits, labels: 1.0)(torch.zeros(3, 2), torch.zeros(3))
+    assert PerImage(lambda logits, labels: labels > 0)(torch.zeros(2, 2), torch.tensor([0, 1])).dtype == torch.float32
+
+
+def pair(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(2)
+
+
 def test_directions_and_order():
     assert [name for name, metric in METRICS.items() if metric.minimize] == ["loss", "error", "ece"]
     assert list(make_metrics(["f1", "accuracy", "loss", "f1"])) == ["loss", "f1", "accuracy"]

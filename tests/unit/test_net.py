@@ -7,11 +7,14 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.fft
 import torch
 from golden import GOLDEN, count, on_meta, parameter_counts
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 import params as params_module
 from include import ROOT
@@ -52,6 +55,61 @@ def test_own_nets_give_logits_at_any_small_size(name, im_sz):
     net, weights_report = make_net(make_params(arch=name, im_sz=im_sz, ps=0.5), 7)
     assert net.training and weights_report == ""
     assert net(torch.randn(4, 3, im_sz, im_sz)).shape == (4, 7)
+
+
+def test_simple_cnn_step_by_step():
+    """Two times convolution, norm, ReLU, then pooling, three times; the mean over the pixels; a linear layer."""
+    net = build(make_params(arch="simple_cnn", arch_args={"n_filters": 4}), 7).eval()
+    tensors = iter(net.state_dict().values())
+    images = x = torch.randn(2, 3, 16, 16)
+    for _ in range(3):
+        for _ in range(2):
+            kernel, gain, shift, mean, variance, _ = (next(tensors) for _ in range(6))
+            x = F.conv2d(x, kernel, padding=1)
+            x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+            x = (x * gain[:, None, None] + shift[:, None, None]).clamp(min=0)
+        x = F.max_pool2d(x, 2)
+    logits = x.mean(dim=(2, 3)) @ next(tensors).T + next(tensors)
+    torch.testing.assert_close(net(images), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_resnet9_step_by_step():
+    net = build(make_params(arch="resnet9", arch_args={"widths": [32, 32, 40]}), 7).eval()
+    tensors = net.state_dict()
+    images = torch.randn(2, 3, 32, 32)
+    # The stem: a cosine transform of 2x2 patches, as scipy has it, of opponent colours; both signs.
+    colours = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).numpy()  # (B, 3, H, W, 2, 2)
+    cosines = scipy.fft.dctn(patches, axes=(4, 5), norm="ortho")
+    x = torch.from_numpy(np.einsum("kc,bchwyx->bkyxhw", colours, cosines).reshape(2, 12, 31, 31)).float()
+    x = F.gelu(torch.cat([x, -x], dim=1) / (1 + 1e-5) ** 0.5)
+
+    def conv_norm_act(x: torch.Tensor, name: str, halve: bool = False) -> torch.Tensor:
+        kernel = tensors[f"{name}.conv.weight"]
+        x = F.conv2d(x, kernel, padding=1)
+        x = F.max_pool2d(x, 2) if halve else x
+        return F.gelu(x / (1 + 1e-5) ** 0.5)  # an untrained norm
+
+    for stage, num_layers in enumerate((1, 1, 2)):
+        x = y = conv_norm_act(x, f"stages.{stage}.0", halve=True)
+        for layer in range(num_layers):
+            y = conv_norm_act(y, f"stages.{stage}.1.layers.{layer}")
+        x = x + y
+    logits = (x.amax(dim=(2, 3)) @ tensors["head.3.weight"].T + tensors["head.3.bias"]) / 9
+    torch.testing.assert_close(net(images), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_of_resnet9_begin_as_the_identity():
+    net = build(make_params(arch="resnet9", arch_args={"widths": [32, 32, 40]}), 7)
+    x = torch.randn(1, 24, 5, 5)
+    assert torch.equal(net.stages[0][0].conv(x)[:, :24], x)
+    assert all(
+        not m.weight.requires_grad and m.bias.requires_grad
+        for m in net.stages.modules()
+        if isinstance(m, nn.BatchNorm2d)
+    )
+    tiny = net.stages[0][0].eval()
+    assert tiny(torch.randn(1, 24, 1, 1)).shape == (1, 32, 1, 1)  # nothing to halve
 
 
 def test_arch_args_reach_the_constructor():
@@ -336,6 +394,7 @@ def test_published_weights_from_torchs_cache(hub):
 OWN = """
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 class Net(nn.Module):
     def __init__(self, num_classes, width=4):

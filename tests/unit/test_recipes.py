@@ -11,8 +11,10 @@ from torch import nn
 
 import train
 from engine import precision
+from model.muon import Muon
 from model.tta import TTA, average_views
 from params import Params
+from utils import UserError
 
 # --- Muon -----------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,91 @@ def test_muon_is_torchs_muon_for_filters_and_sgd_for_the_rest(layout):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def muon_by_hand(weight, gradients, lr, wd, momentum, steps):
+    """Muon as its post writes it, in float64: momentum, Nesterov, five Newton-Schulz steps, decoupled decay."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    buffer = torch.zeros_like(weight)
+    for gradient in gradients:
+        buffer = momentum * buffer + (1 - momentum) * gradient
+        update = momentum * buffer + (1 - momentum) * gradient
+        x = update.T if update.shape[0] > update.shape[1] else update
+        x = x / x.norm()
+        for _ in range(steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        x = x.T if update.shape[0] > update.shape[1] else x
+        weight = weight * (1 - lr * wd) - lr * max(1, weight.shape[0] / weight.shape[1]) ** 0.5 * x
+    return weight
+
+
+def sgd_by_hand(weight, gradients, lr, wd, momentum):
+    """SGD with Nesterov momentum (Sutskever et al., 2013) as torch writes it, decay in the gradient."""
+    buffer = None
+    for gradient in gradients:
+        gradient = gradient + wd * weight
+        buffer = gradient if buffer is None else momentum * buffer + gradient
+        weight = weight - lr * (gradient + momentum * buffer)
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 2, 3, 3)])
+def test_a_step_of_muon_by_hand(shape):
+    generator = torch.Generator().manual_seed(0)
+    inner, head, gain = (nn.Parameter(torch.randn(size, generator=generator)) for size in (shape, (3, 5), (7,)))
+    groups = [
+        {"params": [inner], "layer_group": 0, "weight_decay": 0.3, "lr": 0.1, "initial_lr": 0.1},
+        {"params": [gain], "layer_group": 0, "weight_decay": 0.0, "lr": 0.1, "initial_lr": 0.1},
+        {"params": [head], "layer_group": 1, "weight_decay": 0.3, "lr": 0.1, "initial_lr": 0.1},
+    ]
+    optimizer = Muon(groups, momentum=0.8, sgd_momentum=0.6, sgd_factor=0.5, ns_steps=4)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.1, 0.05, 0.05]
+    start = [parameter.detach().double() for parameter in (inner, head, gain)]
+    gradients = [[torch.randn(p.shape, generator=generator) for p in (inner, head, gain)] for _ in range(3)]
+    for step in gradients:
+        for parameter, gradient in zip((inner, head, gain), step, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    of = [[step[number].double() for step in gradients] for number in range(3)]
+    matrix = muon_by_hand(start[0].flatten(1), [g.flatten(1) for g in of[0]], 0.1, 0.3, 0.8, 4)
+    torch.testing.assert_close(
+        inner.detach().double().flatten(1), matrix, rtol=0, atol=4e-3
+    )  # its iteration is in bf16
+    torch.testing.assert_close(
+        head.detach().double(), sgd_by_hand(start[1], of[1], 0.05, 0.3, 0.6), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        gain.detach().double(), sgd_by_hand(start[2], of[2], 0.05, 0.0, 0.6), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_muon_leaves_what_has_no_gradient_and_takes_a_closure():
+    inner, head = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    groups = [{"params": [p], "layer_group": n, "lr": 0.1, "initial_lr": 0.1} for n, p in enumerate((inner, head))]
+    optimizer = Muon(groups)
+    assert optimizer.step() is None and inner.eq(1).all() and head.eq(1).all() and not optimizer.state
+
+    def closure():
+        loss = (2 * inner).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 8.0 and inner.ne(1).all() and head.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sgd_factor": 0}, {"momentum": 1}, {"momentum": -0.1}, {"sgd_momentum": 1}, {"sgd_momentum": -0.1}]
+    + [{"ns_steps": 0}, {"ns_steps": 100}],
+)
+def test_muon_refuses_what_makes_no_sense(wrong):
+    def groups():
+        return [{"params": [nn.Parameter(torch.ones(2, 2))], "layer_group": 0, "lr": 0.1, "initial_lr": 0.1}]
+
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))}"):
+        Muon(groups(), **wrong)
+    Muon(groups(), sgd_factor=0.01, momentum=0, sgd_momentum=0, ns_steps=99)
+
+
 def test_muon_does_not_depend_on_the_layout():
     first, second = (trained(ours, layout) for layout in (torch.contiguous_format, torch.channels_last))
     for name, tensor in first.items():
@@ -115,6 +202,23 @@ def test_views_are_mirrored_and_moved():
     assert moved[tuple(middle[0:2, 0:3].flatten().tolist())] == 0.125
     assert moved[tuple(middle[2:4, 2:5].flatten().tolist())] == 0.125
     assert moved[tuple(middle[1:3, 1:4].flatten().tolist())] == 0.25 and len(moved) == 6
+
+
+def test_views_by_hand():
+    """One channel of 3x3 pixels. Moved by one pixel; what comes in is the row or column next to the border's."""
+    image = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
+    down_right = torch.tensor([[5.0, 4, 5], [2, 1, 2], [5, 4, 5]])
+    up_left = torch.tensor([[5.0, 6, 5], [8, 9, 8], [5, 6, 5]])
+    expected = [(0.25, image), (0.25, image.flip(1)), (0.125, down_right), (0.125, down_right.flip(1))]
+    expected += [(0.125, up_left), (0.125, up_left.flip(1))]
+    for (weight, view), (wanted_weight, wanted) in zip(TTA["flip_translate"](image[None, None]), expected, strict=True):
+        assert weight == wanted_weight and torch.equal(view[0, 0], wanted)
+    assert [weight for weight, _ in TTA["flip"](image[None, None])] == [0.5, 0.5]
+    # The pixel in the corner as the logit: 1, 3, 5, 5, 5, 5 by these weights.
+    logits = average_views(lambda images: images[:, :, 0, 0], image[None, None], "flip_translate")
+    assert logits.tolist() == [[0.25 * 1 + 0.25 * 3 + 0.5 * 5]]
+    with pytest.raises(UserError, match="tta: unknown name 'flop'; did you mean 'flip'"):
+        average_views(lambda images: images, image[None, None], "flop")
 
 
 def test_logits_are_averaged():
