@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from folder.arguments import Parser
-from utils import UserError, command, run_script, to_json
+from utils import JsonObject, UserError, command, run_script, to_json
 
 if TYPE_CHECKING:
     from model.images.build.items import BuildOptions
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     if args.size is not None and not 8 <= args.size <= 10_000:
         raise UserError(f"--size {args.size}: possible are 8 to 10000 pixels")
     out = sys.stderr if args.json else sys.stdout
-    result: dict[str, object] = {}
+    result: JsonObject = {}
     if args.source:
         from model.images.build.items import BuildOptions
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run_build(source: str, data_dir: Path, options: "BuildOptions", out: TextIO) -> dict[str, object]:
+def run_build(source: str, data_dir: Path, options: "BuildOptions", out: TextIO) -> JsonObject:
     from model.images.build.dataset import build
 
     built = build(source, data_dir, options)
@@ -79,7 +79,7 @@ def run_build(source: str, data_dir: Path, options: "BuildOptions", out: TextIO)
     return {"data_dir": str(data_dir), "counts": built.counts, "remarks": built.remarks}
 
 
-def run_check(data_dir: Path, out: TextIO) -> dict[str, object]:
+def run_check(data_dir: Path, out: TextIO) -> JsonObject:
     from model.images.check import check, describe
 
     report = check(data_dir)

@@ -1,9 +1,9 @@
-"""Decoded base images of a split, kept so that no file is decoded twice, and the digests of the files.
+"""The cache: decoded base images of a split, so that no file is decoded twice, and the digests of the files.
 
-A cache is found by the dataset's place, split, size and resize mode, and is stale when any name, size or
-mtime differs. Its files are named after that state: `.npy`, one uint8 memory map (N, S, S, 3); or `.jpegs`
-and `.offsets`, the images as JPEGs behind each other and where each begins; `.digests`, (N, 16). The manifest
-that names them is written last, so that at any instant there is a whole cache or none.
+A cache belongs to a dataset's path, split, size and resize mode, and is stale when any name, size or mtime differs.
+Its files are named after that state: `.npy`, one uint8 memory map (N, S, S, 3); or `.jpegs`, the images as JPEGs one
+after the other, and `.offsets`, where each begins; `.digests`, (N, 16). The manifest that makes them valid is written
+last, so that at any instant there is a whole cache or none.
 """
 
 import contextlib
@@ -25,20 +25,22 @@ import numpy as np
 from include import EXIT_SYSTEM
 from model.images.decode import ImageError, decode, read_bytes
 from model.images.index import Index
-from model.images.reading import DIGEST, Job, keep_in_file, read_all
+from model.images.reading import DIGEST_SIZE, DecodingPass, keep_in_file, read_all
 from utils import UserError, cache_home, key64, read_json, write_atomic
 
-FORMAT = 3
+FORMAT = 3  # a change of it makes all caches stale
 MAX_AUTO_BYTES = 8 << 30
 JPEG_QUALITY = 90
-PATIENCE = 60  # seconds that another process which builds the same cache may stand still
+PATIENCE = 60  # seconds that another process may make no progress with the same cache
 
 
 class Jpegs:
     """Base images as JPEGs in one file. Decoded each time."""
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray, size: int):
-        self.data, self.offsets, self.size = data, offsets, size  # (bytes,) uint8, (N + 1,), S
+        self.data = data  # (number of bytes,) uint8
+        self.offsets = offsets  # (N + 1,)
+        self.size = size  # S
 
     def read(self, row: int, out: np.ndarray) -> None:
         """Image `row` into `out` (S, S, 3) uint8."""
@@ -49,19 +51,19 @@ class Jpegs:
 
 @dataclass
 class Decoded:
-    """What a pass over the files gave: base images or None when they are not kept, digests, and bad files."""
+    """What a pass over the files gave, now or earlier."""
 
-    images: np.ndarray | None  # (N, S, S, 3) uint8; zeros where a file is bad
+    images: np.ndarray | None  # (N, S, S, 3) uint8, zeros where a file is bad; None when they are not kept decoded
     digests: np.ndarray  # (N, 16) uint8; zeros where a file cannot be read
     bad: dict[int, str]  # position -> reason
     form: str  # "disk", "ram", "jpeg" or "off"
-    note: str = ""  # why it is not the form that was wanted
+    note: str = ""  # why it is not the form that was asked for
     jpegs: Jpegs | None = None  # in form "jpeg", instead of `images`
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the cache of one split, size, resize mode and kind lies, and which state of the files it is of."""
+class CacheFiles:
+    """The names of the files of one cache, and the state of the dataset's files that it is of."""
 
     folder: Path
     stem: str
@@ -76,104 +78,118 @@ class Place:
 
 
 def default_dir(data_dir: Path) -> Path:
-    """`.cache` beside the dataset folder, or the user's cache folder when that place cannot be written."""
+    """`.cache` beside the dataset folder, or the user's cache folder when that cannot be written."""
     beside = data_dir.resolve().parent / ".cache"
     if os.access(beside if beside.exists() else beside.parent, os.W_OK):
         return beside
     return cache_home()
 
 
-def open_decoded(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) -> Decoded:
+def open_decoded(index: Index, size: int, resize: str, form: str, cache_dir: Path) -> Decoded:
     """The decoded images of `index`, from the cache or by reading every file once.
 
-    `wanted`: auto, disk, ram, jpeg (lossy), off, or device (which begins as auto). "auto" is disk when the images
-    fit in 8 GiB and a quarter of the free disk, else off. UserError (exit code 5) when a cache that was asked for
+    `form`: auto, disk, ram, jpeg (lossy), off, or device (treated as auto here). "auto" is disk when the images take
+    at most 8 GiB and a quarter of the free disk, else off. UserError (exit code 5) when a cache that was asked for
     cannot be written.
     """
-    place = _find(index, size, resize, wanted, cache_dir)
-    if found := _open(place, index, size, wanted):
-        return found
-    form, note = _choose(wanted, len(index) * size * size * 3, cache_dir)
+    files = _locate(index, size, resize, form, cache_dir)
+    if decoded := _open(files, index, size, form):
+        return decoded
+    chosen, note = _choose(form, len(index) * size * size * 3, cache_dir)
     try:
-        found = _build(Job(index, size, resize), form, place)
+        decoded = _build(DecodingPass(index, size, resize), chosen, files)
     except OSError as error:
         reason = f"{cache_dir}: {error.strerror}"
-        if wanted not in ("auto", "device"):
+        if form not in ("auto", "device"):
             raise UserError(f"cache: {reason}; give another --cache_dir, or set cache to off", EXIT_SYSTEM) from None
-        form, note = "ram" if wanted == "device" else "off", f"no cache on disk: {reason}"
-        found = _build(Job(index, size, resize), form, place)
-    found.note = note
-    return found
+        chosen = "ram" if form == "device" else "off"
+        note = f"no cache on disk: {reason}"
+        decoded = _build(DecodingPass(index, size, resize), chosen, files)
+    decoded.note = note
+    return decoded
 
 
-def _find(index: Index, size: int, resize: str, wanted: str, cache_dir: Path) -> Place:
+def _locate(index: Index, size: int, resize: str, form: str, cache_dir: Path) -> CacheFiles:
     root = index.root.resolve()
-    kind = f"{resize}-jpeg" if wanted == "jpeg" else resize
+    kind = f"{resize}-jpeg" if form == "jpeg" else resize
     key = key64(os.fsencode(root).hex(), index.split, size, kind)
     stem = f"{root.name[:60]}-{index.split}-{size}{kind}-{key:016x}"
-    return Place(cache_dir, stem, index.state(FORMAT))
+    return CacheFiles(cache_dir, stem, index.state(FORMAT))
 
 
-def _choose(wanted: str, num_bytes: int, cache_dir: Path) -> tuple[str, str]:
-    """The form to build, and why images are not kept when they are not."""
-    if wanted not in ("auto", "device"):
-        return wanted, ""
+def _choose(form: str, num_bytes: int, cache_dir: Path) -> tuple[str, str]:
+    """(the form to build, why images are not kept if they are not)."""
+    if form not in ("auto", "device"):
+        return form, ""
     folder = cache_dir.absolute()
     while not folder.exists():
         folder = folder.parent
-    reason, free = "", shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
+    reason = ""
     if num_bytes > MAX_AUTO_BYTES:
-        reason = f"{gib(num_bytes)} of images, {gib(MAX_AUTO_BYTES)} allowed"
+        reason = f"{to_gib(num_bytes)} of images, {to_gib(MAX_AUTO_BYTES)} allowed"
     elif num_bytes > free / 4:
-        reason = f"{gib(num_bytes)} of images, a quarter of the {gib(free)} free on disk allowed"
+        reason = f"{to_gib(num_bytes)} of images, a quarter of the {to_gib(free)} free on disk allowed"
     elif not os.access(folder, os.W_OK):
         reason = f"{folder} cannot be written"
     if not reason:
         return "disk", ""
-    return ("ram", "") if wanted == "device" else ("off", f"not cached: {reason}")
+    return ("ram", "") if form == "device" else ("off", f"not cached: {reason}")
 
 
-def gib(num_bytes: int) -> str:
+def to_gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.3g} GiB"
 
 
-def _open(place: Place, index: Index, size: int, wanted: str) -> Decoded | None:
-    """The cache when it is whole, of this state, and has what is wanted."""
+def _open(files: CacheFiles, index: Index, size: int, form: str) -> Decoded | None:
+    """The cache if it is whole, of this state, and has the form that is asked for."""
     try:
-        manifest = read_json(place.manifest)
-        form, bad = manifest["form"], {int(position): reason for position, reason in manifest["bad"].items()}
-        if manifest["state"] != place.state or (wanted != "off" and form == "off"):
-            return None
-        digests = np.fromfile(place.file(".digests"), np.uint8).reshape(len(index), DIGEST)
-        found = Decoded(None, digests, bad, "off")
-        if wanted == "jpeg":
-            found.jpegs, found.form = _open_jpegs(place, len(index), size), form
-        elif wanted != "off":
-            images = _open_images(place)
-            if images.shape != (len(index), size, size, 3):
-                return None
-            found.images, found.form = (np.array(images), "ram") if wanted == "ram" else (images, form)
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        decoded = _read_cache(files, index, size, form)
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
         return None
-    return None if _can_repair(found, index) else found
+    return None if decoded is None or _can_repair(decoded, index) else decoded
 
 
-def _open_images(place: Place) -> np.ndarray:
-    return np.load(place.file(".npy"), mmap_mode="r").view(np.ndarray)
+def _read_cache(files: CacheFiles, index: Index, size: int, form: str) -> Decoded | None:
+    """As `_open`, raising all kinds of errors for a cache that is damaged."""
+    manifest = read_json(files.manifest)
+    bad = {int(position): reason for position, reason in manifest["bad"].items()}
+    kept_form = manifest["form"]
+    if manifest["state"] != files.state or (form != "off" and kept_form == "off"):
+        return None
+    digests = np.fromfile(files.file(".digests"), np.uint8).reshape(len(index), DIGEST_SIZE)
+    decoded = Decoded(None, digests, bad, "off")
+    if form == "off":
+        return decoded
+    decoded.form = kept_form
+    if form == "jpeg":
+        decoded.jpegs = _open_jpegs(files, len(index), size)
+        return decoded
+    images = _open_images(files)
+    if images.shape != (len(index), size, size, 3):
+        return None
+    decoded.images = images
+    if form == "ram":
+        decoded.images, decoded.form = np.array(images), "ram"
+    return decoded
 
 
-def _open_jpegs(place: Place, num: int, size: int) -> Jpegs:
+def _open_images(files: CacheFiles) -> np.ndarray:
+    return np.load(files.file(".npy"), mmap_mode="r").view(np.ndarray)
+
+
+def _open_jpegs(files: CacheFiles, num: int, size: int) -> Jpegs:
     """ValueError: it is not whole."""
-    offsets = np.fromfile(place.file(".offsets"), "<i8")
-    data = np.memmap(place.file(".jpegs"), np.uint8, mode="r").view(np.ndarray)
+    offsets = np.fromfile(files.file(".offsets"), "<i8")
+    data = np.memmap(files.file(".jpegs"), np.uint8, mode="r").view(np.ndarray)
     if len(offsets) != num + 1 or offsets[-1] != len(data):
-        raise ValueError(place.file(".jpegs"))
+        raise ValueError(files.file(".jpegs"))
     return Jpegs(data, offsets, size)
 
 
-def _can_repair(found: Decoded, index: Index) -> bool:
-    """Whether a file that was bad can be used now: permissions leave no trace in sizes and mtimes."""
-    for position in found.bad:
+def _can_repair(decoded: Decoded, index: Index) -> bool:
+    """Whether a file that was bad can be used now: sizes and mtimes do not show a change of permissions."""
+    for position in decoded.bad:
         with contextlib.suppress(ImageError):
             path = index.root / index.paths[position]
             decode(read_bytes(path), path)
@@ -184,41 +200,42 @@ def _can_repair(found: Decoded, index: Index) -> bool:
 # --- building -----------------------------------------------------------------------------------------
 
 
-def _build(job: Job, form: str, place: Place) -> Decoded:
-    """One pass over all files; then commit. OSError: disk full, read-only, or another process hangs at it.
+def _build(job: DecodingPass, form: str, files: CacheFiles) -> Decoded:
+    """One pass over all files, then commit. OSError: disk full, read-only, or another process makes no progress.
 
-    A process that finds another at it waits, and opens what that has built.
+    If another process is building the same cache, wait for it and open what it has built.
     """
-    is_kept = form in ("disk", "jpeg")
-    with _locked(place, is_needed=is_kept) as job.tick:
-        if found := _open(place, job.index, job.size, form):
-            return found
-        found = Decoded(None, np.empty(0), {}, form)
+    is_on_disk = form in ("disk", "jpeg")
+    with _locked(files, is_needed=is_on_disk) as job.tick:
+        if decoded := _open(files, job.index, job.size, form):
+            return decoded
+        decoded = Decoded(None, np.empty(0), {}, form)
         if form == "ram":
-            found.images, job.keep = _in_memory((len(job.index), job.size, job.size, 3))
-        if not is_kept:
-            found.digests, found.bad = read_all(job)
-        with contextlib.nullcontext() if is_kept else contextlib.suppress(OSError):
-            place.folder.mkdir(parents=True, exist_ok=True)
-            prefix = f".tmp-{place.stem}-"
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=place.folder, ignore_cleanup_errors=True) as name:
-                if is_kept:
+            decoded.images, job.keep = _in_memory((len(job.index), job.size, job.size, 3))
+        if not is_on_disk:
+            decoded.digests, decoded.bad = read_all(job)
+        # Digests are written in any case; if only they are lost, that is no error.
+        with contextlib.nullcontext() if is_on_disk else contextlib.suppress(OSError):
+            files.folder.mkdir(parents=True, exist_ok=True)
+            prefix = f".tmp-{files.stem}-"
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=files.folder, ignore_cleanup_errors=True) as name:
+                if is_on_disk:
                     read = _read_jpegs if form == "jpeg" else _read_images
-                    found.digests, found.bad = read(job, Path(name))
-                _commit(found, place, Path(name))
+                    decoded.digests, decoded.bad = read(job, Path(name))
+                _commit(decoded, files, Path(name))
         if form == "jpeg":
-            found.jpegs = _open_jpegs(place, len(job.index), job.size)
+            decoded.jpegs = _open_jpegs(files, len(job.index), job.size)
         elif form == "disk":
-            found.images = _open_images(place)
-        return found
+            decoded.images = _open_images(files)
+        return decoded
 
 
 def _in_memory(shape: tuple[int, ...]) -> tuple[np.ndarray, Callable[[int, np.ndarray], None]]:
-    """Zeros in memory that is shared with forked processes, and what stores images in it."""
+    """(zeros in memory that is shared with forked processes, a `keep` that stores images there)."""
     try:
         memory = mmap.mmap(-1, int(np.prod(shape)))
     except OSError as error:
-        raise MemoryError(f"{gib(int(np.prod(shape)))} for decoded images") from error
+        raise MemoryError(f"{to_gib(int(np.prod(shape)))} for decoded images") from error
     images = np.frombuffer(memory, np.uint8).reshape(shape)
 
     def keep(first: int, some: np.ndarray) -> None:
@@ -227,17 +244,20 @@ def _in_memory(shape: tuple[int, ...]) -> tuple[np.ndarray, Callable[[int, np.nd
     return images, keep
 
 
-def _read_images(job: Job, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
-    path, shape = folder / ".npy", (len(job.index), job.size, job.size, 3)
+def _read_images(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """The pass, with its base images in `folder`/.npy. Returns digests and bad files."""
+    path = folder / ".npy"
+    shape = (len(job.index), job.size, job.size, 3)
     start = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
-    if hasattr(os, "posix_fallocate"):  # a full disk is found before the work, not after it
+    if hasattr(os, "posix_fallocate"):  # fail on a full disk before the work, not after it
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     job.keep = keep_in_file(path, start)
     return read_all(job)
 
 
-def _read_jpegs(job: Job, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
+def _read_jpegs(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """The pass, with its base images in `folder`/.jpegs and .offsets. Returns digests and bad files."""
     import simplejpeg
 
     offsets = [0]
@@ -250,41 +270,41 @@ def _read_jpegs(job: Job, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
 
         job.encode = partial(simplejpeg.encode_jpeg, quality=JPEG_QUALITY, colorsubsampling="420")
         job.take = take
-        found = read_all(job)
+        digests_and_bad = read_all(job)
     (folder / ".offsets").write_bytes(np.array(offsets, "<i8").tobytes())
-    return found
+    return digests_and_bad
 
 
-def _commit(found: Decoded, place: Place, folder: Path) -> None:
-    """The files in `folder` take their names; the manifest makes them the cache; those of earlier states go.
-
-    Whoever has one of these open keeps it.
-    """
-    (folder / ".digests").write_bytes(found.digests.tobytes())
+def _commit(decoded: Decoded, files: CacheFiles, folder: Path) -> None:
+    """Make the files in `folder` the cache, and remove those of earlier states; whoever reads these can go on."""
+    # Write everything, durably, under its own name.
+    (folder / ".digests").write_bytes(decoded.digests.tobytes())
     kinds = sorted(entry.name for entry in folder.iterdir())
     for kind in kinds:
         with open(folder / kind, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(folder / kind, place.file(kind))
-    form = "off" if found.form == "ram" else found.form
-    write_atomic(place.manifest, json.dumps({"state": place.state, "form": form, "bad": found.bad}))
-    kept = {place.file(kind).name for kind in kinds}
-    for entry in os.scandir(place.folder):
-        if entry.name.startswith(f"{place.stem}-") and entry.name not in kept:
+        os.replace(folder / kind, files.file(kind))
+    # The manifest commits.
+    form = "off" if decoded.form == "ram" else decoded.form
+    write_atomic(files.manifest, json.dumps({"state": files.state, "form": form, "bad": decoded.bad}))
+    # Remove what is stale.
+    current = {files.file(kind).name for kind in kinds}
+    for entry in os.scandir(files.folder):
+        if entry.name.startswith(f"{files.stem}-") and entry.name not in current:
             os.unlink(entry.path)
 
 
 @contextlib.contextmanager
-def _locked(place: Place, is_needed: bool) -> Iterator[Callable[[], None]]:
-    """Nobody else builds this cache meanwhile; what a killed process left of it is removed.
+def _locked(files: CacheFiles, is_needed: bool) -> Iterator[Callable[[], None]]:
+    """No other process builds this cache meanwhile; what a killed process left of it is removed.
 
-    Gives what to call now and then, so that those who wait see that it goes on.
+    Gives a function to call now and then: it shows the processes that wait that this one makes progress.
     """
     descriptor = None
     try:
-        descriptor = _lock(place)
-        for entry in os.scandir(place.folder):
-            if entry.name.startswith(f".tmp-{place.stem}-"):
+        descriptor = _lock(files)
+        for entry in os.scandir(files.folder):
+            if entry.name.startswith(f".tmp-{files.stem}-"):
                 shutil.rmtree(entry.path, ignore_errors=True)
     except OSError:
         if is_needed and not descriptor:
@@ -296,22 +316,26 @@ def _locked(place: Place, is_needed: bool) -> Iterator[Callable[[], None]]:
             os.close(descriptor)
 
 
-def _lock(place: Place) -> int | None:
-    """The descriptor of a lock that ends with this process; None where files cannot be locked."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place.folder / f"{place.stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    seen, since = None, time.monotonic()
+def _lock(files: CacheFiles) -> int | None:
+    """The descriptor of a lock that ends with this process; None where files cannot be locked.
+
+    TimeoutError when the process that holds it makes no progress for PATIENCE seconds.
+    """
+    files.folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(files.folder / f"{files.stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    last_progress = None  # the holder touches the file
+    since = time.monotonic()
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return descriptor
             except BlockingIOError:
-                last = os.fstat(descriptor).st_mtime_ns
-            if last != seen:
-                seen, since = last, time.monotonic()
+                progress = os.fstat(descriptor).st_mtime_ns
+            if progress != last_progress:
+                last_progress, since = progress, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
-                reason = f"another process builds this cache, and has stood still for {PATIENCE} seconds"
+                reason = f"another process builds this cache and has made no progress for {PATIENCE} seconds"
                 raise TimeoutError(errno.ETIMEDOUT, reason)
             time.sleep(0.02)
     except OSError as error:

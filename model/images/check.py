@@ -14,7 +14,7 @@ import numpy as np
 
 from model.images.decode import ImageError, decode, read_bytes
 from model.images.index import check_classes, describe_ignored, find_splits, index_split
-from utils import UserError, num_cores, write_json
+from utils import JsonObject, UserError, num_cores, write_json
 
 REPORT = "dataset_report.json"
 CHUNK = 256  # files that a process decodes at a time
@@ -179,7 +179,8 @@ def check(data_dir: Path) -> Report:
         **find_duplicates(images),
     }
     if os.access(data_dir, os.W_OK):
-        write_json(data_dir / REPORT, report)
+        written: JsonObject = {**report}
+        write_json(data_dir / REPORT, written)
     return report
 
 

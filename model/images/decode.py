@@ -1,22 +1,30 @@
-"""Image files -> RGB uint8 arrays, with defined conversions; the header is checked before the decoding.
+"""Image files -> RGB uint8 arrays, with defined conversions. The header is checked before the pixels are decoded.
 
-JPEG goes through simplejpeg (pixel-identical to Pillow, several times faster), everything else through
-Pillow. 16-bit grey is divided by 257, transparency is laid over white, CMYK and palettes become RGB, EXIF
-orientation is applied, an animation gives its first frame; float images are refused.
+JPEG goes through simplejpeg (pixel-identical to Pillow, several times faster), everything else through Pillow.
+16-bit grey is divided by 257, transparency is laid over white, CMYK and palettes become RGB, EXIF orientation is
+applied, an animation gives its first frame. Float images are refused.
 """
 
 import contextlib
+import io
 import os
 import stat
-import struct
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import UserError
 
+if TYPE_CHECKING:  # Pillow is imported on demand
+    from PIL import Image
+
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+EXIF = b"Exif\0\0"  # begins the segment that holds it
+ORIENTATION = 0x0112  # EXIF tag
+MAX_SEGMENT = 65_536  # bytes of a JPEG segment
 
 
 class ImageError(UserError):
@@ -24,7 +32,7 @@ class ImageError(UserError):
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The bytes of a regular file. ImageError for anything else (a FIFO would block for ever)."""
+    """The bytes of a regular file. ImageError for anything else (reading a FIFO would block)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -32,7 +40,7 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path}: no regular file")
+            raise ImageError(f"{path}: not a regular file")
         data = os.read(descriptor, status.st_size)
         while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
             data += more
@@ -60,11 +68,11 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, path: Path | str) -> np.ndarray | None:
-    """None when it is not plain RGB or grey: Pillow takes those."""
+    """None when it is not plain RGB or grey, or simplejpeg refuses it: Pillow is tried then."""
     import simplejpeg
 
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours = _jpeg_header(data)
     except ValueError:
         return None
     check_size(width, height, path)
@@ -78,39 +86,32 @@ def _decode_jpeg(data: bytes, path: Path | str) -> np.ndarray | None:
     return image if orientation == 1 else orient(image, orientation)
 
 
+def _jpeg_header(data: bytes) -> tuple[int, int, str]:
+    """(height, width, colour space). ValueError when simplejpeg cannot read it."""
+    import simplejpeg
+
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    return int(height), int(width), colours
+
+
 def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation 1..8 of a JPEG, from its first APP1 segment; 1 when there is none."""
-    if b"Exif\0\0" not in data:
+    """EXIF orientation 1..8 of a JPEG; 1 when it states none, or none that is defined."""
+    start = data.find(EXIF)
+    if start < 0:
         return 1
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _tiff_orientation(data[at + 10 : at + 2 + length])
-        if marker == 0xDA:
-            break
-        at += 2 + length
-    return 1
+    from PIL import Image
 
-
-def _tiff_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    try:
-        if order is None:
-            return 1
-        start = struct.unpack(order + "I", tiff[4:8])[0]
-        for number in range(struct.unpack(order + "H", tiff[start : start + 2])[0]):
-            at = start + 2 + 12 * number
-            tag, _, _, value = struct.unpack(order + "HHIH", tiff[at : at + 10])
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
+    exif = Image.Exif()
+    orientation = 1
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # of damaged EXIF, many kinds
+        warnings.simplefilter("ignore")
+        exif.load(data[start : start + MAX_SEGMENT])
+        orientation = exif[ORIENTATION]
+    return orientation if orientation in range(1, 9) else 1
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
-    """`image` (H, W, 3) as it is meant to be seen."""
+    """`image` (H, W, 3) transposed and mirrored as an EXIF orientation says."""
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
@@ -125,9 +126,6 @@ def check_size(width: int, height: int, path: Path | str) -> None:
 
 
 def _decode_pillow(data: bytes, path: Path | str) -> np.ndarray:
-    import io
-    import warnings
-
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -146,7 +144,8 @@ def _decode_pillow(data: bytes, path: Path | str) -> np.ndarray:
         raise ImageError(f"{path}: {type(error).__name__}{': ' if reason else ''}{reason}") from None
 
 
-def _to_rgb(image, path: Path | str) -> np.ndarray:  # noqa: ANN001 (PIL is imported on demand)
+def _to_rgb(image: "Image.Image", path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a decoded image. ImageError for pixels without a defined range."""
     from PIL import Image
 
     if image.mode == "F":
@@ -165,14 +164,10 @@ def _to_rgb(image, path: Path | str) -> np.ndarray:  # noqa: ANN001 (PIL is impo
 
 def image_size(path: Path | str) -> tuple[int, int]:
     """(width, height) from the header alone, as stored (EXIF orientation not applied)."""
-    import io
-
-    import simplejpeg
-
     data = read_bytes(path)
     if data[:3] == b"\xff\xd8\xff":
         with contextlib.suppress(ValueError):
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, _ = _jpeg_header(data)
             return width, height
     from PIL import Image
 
@@ -201,17 +196,18 @@ def base_image(image: np.ndarray, size: int, mode: str) -> np.ndarray:
         left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
         canvas[top : top + inner[1], left : left + inner[0]] = _resize(image, inner[1], inner[0])
         return canvas
+    # The whole image would be tall x wide; (top, left) is the corner of its centre.
     short = min(height, width)
     tall, wide = int(size * height / short), int(size * width / short)
     top, left = round((tall - size) / 2), round((wide - size) / 2)
-    if max(tall, wide) > 2 * size:  # most of it would be thrown away
+    if max(tall, wide) > 2 * size:  # resize the centre alone: most of the rest would be thrown away
         x, y = width / wide, height / tall
         return _resize_part(image, (left * x, top * y, (left + size) * x, (top + size) * y), size)
     return _resize(image, tall, wide)[top : top + size, left : left + size]
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) -> (height, width, 3). The same integers as Pillow's bilinear to one level, in half the time."""
+    """(H, W, 3) -> (height, width, 3). Within one level of Pillow's bilinear resizing, in half the time."""
     import torch
     from torch.nn.functional import interpolate
 

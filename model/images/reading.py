@@ -1,20 +1,22 @@
-"""One pass over the files of a split: digest, decode, resize; by several processes where that pays.
+"""One pass over the files of a split: digest, decode, resize; in several processes where that is faster.
 
-Decoding holds Python's lock, so that threads would wait for each other: processes are forked instead.
+Decoding holds Python's interpreter lock, so that threads would wait for each other: processes are forked instead.
 """
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkContext
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,18 +25,21 @@ from model.images.decode import ImageError, base_image, decode, read_bytes
 from model.images.index import Index
 from utils import die_with, num_cores
 
-DIGEST = 16  # bytes of a file's digest
-PER_FILE, PER_BYTE = 2e-5, 1.5e-8  # seconds of one process: CIFAR-10; photographs of 120 kB
-PAYS, LONG = 0.2, 1.5  # seconds from which more processes pay; from which one wants to see a bar
-MOST = 32  # processes
+DIGEST_SIZE = 16  # bytes of a file's digest
+SECONDS_PER_FILE = 2e-5  # of one process; measured on CIFAR-10
+SECONDS_PER_BYTE = 1.5e-8  # measured on photographs of 120 kB
+FORK_SECONDS = 0.2  # a pass that takes longer in one process is shared by several
+BAR_SECONDS = 1.5  # a pass that takes longer shows a bar
+MAX_PROCESSES = 32
 
 
 @dataclass
-class Job:
-    """What happens to each file. Its base image goes to `keep`, where it was made, and to `encode`, or nowhere.
+class DecodingPass:
+    """What happens to each file of `index` besides computing its digest.
 
-    `keep(first, images (B, S, S, 3))` stores in a file or memory that the processes share; what `encode` makes
-    of each image comes back to `take`, in order. `tick` is called now and then.
+    `keep(first, images (B, S, S, 3))` is called in the process that made the base images: it stores them in a file or
+    memory that the processes share. `encode(image)` is called there too; `take` gets what it returns, in the order of
+    the files, in the process that started the pass. `tick` is called there after each part, to show that it goes on.
     """
 
     index: Index
@@ -44,51 +49,63 @@ class Job:
     encode: Callable[[np.ndarray], bytes] | None = None
     take: Callable[[list[bytes]], None] = lambda encoded: None
     tick: Callable[[], None] = lambda: None
-    at: Any = field(default_factory=lambda: multiprocessing.RawArray("q", MOST))  # where each process is
+    current: "ctypes.Array[ctypes.c_longlong]" = field(  # the position that each process is working on
+        default_factory=lambda: multiprocessing.RawArray("q", MAX_PROCESSES)
+    )
 
 
-Part = tuple[bytes, dict[int, str], list[bytes]]  # digests, what is wrong with which file, encoded images
+class Part(NamedTuple):
+    """What a part of the pass gave."""
+
+    digests: bytes
+    bad: dict[int, str]  # position -> what is wrong with the file
+    encoded: list[bytes]  # images
 
 
-def read_all(job: Job) -> tuple[np.ndarray, dict[int, str]]:
-    """Digests (N, 16) uint8, zeros where a file cannot be read, and position -> reason of the bad files.
+def read_all(job: DecodingPass) -> tuple[np.ndarray, dict[int, str]]:
+    """(digests (N, 16) uint8, zeros where a file cannot be read; position -> reason of the files that are bad).
 
-    OSError when what `keep` or `take` store cannot be stored. ImageError naming files when a process dies.
+    OSError when `keep` or `take` cannot store something. ImageError naming files when a process dies.
     """
+    # Estimate the work; choose the number of processes and the size of a part.
     num = len(job.index)
     num_bytes = int(np.maximum(job.index.sizes, 0).sum())
-    seconds = num * PER_FILE + num_bytes * PER_BYTE
-    num_processes = min(MOST, num_cores()) if seconds > PAYS and can_fork() else 1
+    seconds = num * SECONDS_PER_FILE + num_bytes * SECONDS_PER_BYTE
+    num_processes = min(MAX_PROCESSES, num_cores()) if seconds > FORK_SECONDS and can_fork() else 1
     step = 256 if num_bytes < num * 16_384 else 16
-    step = min(step, -(-num // (4 * num_processes)))  # all have something to do until the end
+    step = min(step, -(-num // (4 * num_processes)))  # small enough that all processes are busy until the end
     parts = [range(at, min(at + step, num)) for at in range(0, num, step)]
-    digests, bad = np.zeros((num, DIGEST), np.uint8), {}
+    # Read part after part.
+    digests = np.zeros((num, DIGEST_SIZE), np.uint8)
+    bad: dict[int, str] = {}
     show = _progress(num, f"reading {job.index.split}", seconds / num_processes)
     results = _in_processes(job, parts, num_processes) if num_processes > 1 else (_read(job, part) for part in parts)
     try:
-        for part, (digest, wrong, encoded) in zip(parts, results, strict=True):
-            digests[part.start : part.stop] = np.frombuffer(digest, np.uint8).reshape(-1, DIGEST)
-            bad |= wrong
-            job.take(encoded)
+        for positions, part in zip(parts, results, strict=True):
+            digests[positions.start : positions.stop] = np.frombuffer(part.digests, np.uint8).reshape(-1, DIGEST_SIZE)
+            bad |= part.bad
+            job.take(part.encoded)
             job.tick()
-            show(len(part))
+            show(len(positions))
     finally:
         results.close()
         show(0)
     return digests, bad
 
 
-def _read(job: Job, positions: range, slot: int = 0) -> Part:
+def _read(job: DecodingPass, positions: range, slot: int = 0) -> Part:
+    """The files at `positions`, in this process, which is number `slot`."""
     prefix = os.path.join(job.index.root, "")
-    digests, bad = bytearray(), {}
-    are_wanted = job.keep or job.encode
-    images = np.zeros((len(positions), job.size, job.size, 3), np.uint8) if are_wanted else None
+    digests = bytearray()
+    bad: dict[int, str] = {}
+    has_use = job.keep or job.encode
+    images = np.zeros((len(positions), job.size, job.size, 3), np.uint8) if has_use else None
     for number, position in enumerate(positions):
-        job.at[slot] = position
-        path, digest = prefix + job.index.paths[position], bytes(DIGEST)
+        job.current[slot] = position
+        path, digest = prefix + job.index.paths[position], bytes(DIGEST_SIZE)
         try:
             data = read_bytes(path)
-            digest = hashlib.blake2b(data, digest_size=DIGEST).digest()
+            digest = hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
             image = decode(data, path)
             if images is not None:
                 images[number] = base_image(image, job.size, job.resize)
@@ -98,25 +115,25 @@ def _read(job: Job, positions: range, slot: int = 0) -> Part:
     if job.keep and images is not None:
         job.keep(positions.start, images)
     encoded = [job.encode(image) for image in images] if job.encode and images is not None else []
-    return bytes(digests), bad, encoded
+    return Part(bytes(digests), bad, encoded)
 
 
 # --- processes ----------------------------------------------------------------------------------------
 
 
 def can_fork() -> bool:
-    """Not where fork is unsafe (macOS), nor in a process that may have no children."""
+    """False where forking is unsafe (macOS), in a process that may have no children, and with one core."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon and num_cores() > 1
 
 
-def _in_processes(job: Job, parts: list[range], num: int) -> Iterator[Part]:
-    """_read(job, part) for each part, in order. However it ends, no process stays behind."""
+def _in_processes(job: DecodingPass, parts: list[range], num: int) -> Generator[Part, None, None]:
+    """_read(job, part) for each part, in order. However the pass ends, no process stays behind."""
     context, others = ForkContext(), set(multiprocessing.active_children())
     arguments = (job, context.Value("i", 0), os.getpid())
-    pool = ProcessPoolExecutor(num, context, _start, arguments)  # type: ignore[arg-type]
+    pool = ProcessPoolExecutor(num, context, _start, arguments)
     is_done = False
     try:
-        # Ctrl-C reaches the whole terminal: it waits until the processes have been told to leave it to this one.
+        # Ctrl-C goes to every process of the terminal. It is delayed until the new processes ignore it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             results = pool.map(_read_part, parts)
@@ -125,7 +142,7 @@ def _in_processes(job: Job, parts: list[range], num: int) -> Iterator[Part]:
         yield from results
         is_done = True
     except BrokenProcessPool:
-        busy = dict.fromkeys(job.index.paths[position] for position in job.at[:num])
+        busy = dict.fromkeys(job.index.paths[position] for position in job.current[:num])
         raise ImageError(
             f"a process died while it read one of {', '.join(busy)}, below {job.index.root}. "
             "Look at them with build_dataset.py --check"
@@ -137,12 +154,12 @@ def _in_processes(job: Job, parts: list[range], num: int) -> Iterator[Part]:
         pool.shutdown(cancel_futures=True)
 
 
-_JOB: Job
+_JOB: DecodingPass  # of this process of the pool
 _SLOT: int
 
 
-def _start(job: Job, counter: Any, parent: int) -> None:
-    """A process of the pool: ends with its parent, leaves Ctrl-C to it, computes with one thread."""
+def _start(job: DecodingPass, counter: "Synchronized[int]", parent: int) -> None:
+    """The first thing a process of the pool does: end with its parent, ignore Ctrl-C, compute with one thread."""
     global _JOB, _SLOT
     die_with(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -160,22 +177,29 @@ def _read_part(part: range) -> Part:
 
 
 def _progress(total: int, title: str, seconds: float) -> Callable[[int], None]:
-    """A bar on a terminal for passes that take a while; nothing elsewhere."""
-    if seconds < LONG or sys.stderr is None or not sys.stderr.isatty():
+    """What to call with the number of files done, and with 0 at the end; a bar on a terminal when it takes long."""
+    if seconds < BAR_SECONDS or sys.stderr is None or not sys.stderr.isatty():
         return lambda done: None
     from tqdm import tqdm
 
     bar = tqdm(total=total, desc=title, unit="image", leave=False)
-    return lambda done: bar.update(done) if done else bar.close()
+
+    def show(num_done: int) -> None:
+        if num_done:
+            bar.update(num_done)
+        else:
+            bar.close()
+
+    return show
 
 
 def keep_in_file(path: str | Path, start: int) -> Callable[[int, np.ndarray], None]:
-    """`keep` of a Job: into a file, image by image from byte `start` on. OSError: the disk is full."""
+    """A `keep` that writes the images into a file, one after the other from byte `start` on. OSError: a full disk."""
 
     def keep(first: int, images: np.ndarray) -> None:
         descriptor = os.open(path, os.O_WRONLY)
         try:
-            rest, at = memoryview(images).cast("B"), start + first * images[0].nbytes
+            rest, at = images.data.cast("B"), start + first * images[0].nbytes
             while rest:
                 done = os.pwrite(descriptor, rest, at)
                 rest, at = rest[done:], at + done

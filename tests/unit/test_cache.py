@@ -52,7 +52,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def always_fork(monkeypatch):
-    monkeypatch.setattr(reading, "PAYS", 0)
+    monkeypatch.setattr(reading, "FORK_SECONDS", 0)
     monkeypatch.setattr(reading, "num_cores", lambda: 3)
 
 
@@ -164,7 +164,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from model.images import cache, reading
 from model.images.index import index_split
-reading.PAYS, reading.num_cores, cache.PATIENCE = {pays}, lambda: 3, {patience}
+reading.FORK_SECONDS, reading.num_cores, cache.PATIENCE = {pays}, lambda: 3, {patience}
 decode, seen = reading.decode, []
 def slow(content, path):
     time.sleep({pause})
@@ -284,8 +284,8 @@ def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
     os.kill(process.pid, signal.SIGSTOP)
     monkeypatch.setattr(cache, "PATIENCE", 0.3)
     found = decoded(data)
-    assert found.form == "off" and "another process builds this cache, and has stood still" in found.note
-    with pytest.raises(UserError, match="has stood still for 0.3 seconds; give another --cache_dir") as caught:
+    assert found.form == "off" and "another process builds this cache and has made no progress" in found.note
+    with pytest.raises(UserError, match="has made no progress for 0.3 seconds; give another --cache_dir") as caught:
         decoded(data, "disk")
     assert caught.value.code == 5
     os.kill(process.pid, signal.SIGCONT)
@@ -306,7 +306,7 @@ def test_a_process_that_takes_long_is_waited_for(data, monkeypatch):
 def test_one_process_and_several_give_the_same(data, tmp_path, wanted, monkeypatch):
     (data / "train" / "class_1" / "003.png").write_bytes(b"no image")
     one = decoded(data, wanted, folder=tmp_path / "one")
-    monkeypatch.setattr(reading, "PAYS", 0), monkeypatch.setattr(reading, "num_cores", lambda: 3)
+    monkeypatch.setattr(reading, "FORK_SECONDS", 0), monkeypatch.setattr(reading, "num_cores", lambda: 3)
     decode = reading.decode
     monkeypatch.setattr(reading, "decode", lambda c, p: decode(c, p) if os.getpid() != here else pytest.fail("here"))
     here, before = os.getpid(), set(children(os.getpid()))
@@ -341,7 +341,7 @@ def test_a_disk_that_is_full_in_the_middle(data, always_fork):
         "from model.images import cache, reading\n"
         "from model.images.index import index_split\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "reading.PAYS, reading.num_cores = 0, lambda: 3\n"
+        "reading.FORK_SECONDS, reading.num_cores = 0, lambda: 3\n"
         f"data = Path({str(data)!r})\n"
         "index = index_split(data / 'train', 'train', data)\n"
         "import os; del os.posix_fallocate\n"
@@ -488,7 +488,7 @@ def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(data, monkeypatch):
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         with open(theirs, "w") as terminal:
             monkeypatch.setattr(sys, "stderr", terminal)
-            monkeypatch.setattr(reading, "LONG", seconds)
+            monkeypatch.setattr(reading, "BAR_SECONDS", seconds)
             decoded(data, folder=data.parent / folder)
             terminal.write("end"), terminal.flush()
             text = os.read(ours, 10_000).decode()
@@ -504,10 +504,10 @@ def test_what_is_long_is_a_question_of_bytes_too(data, monkeypatch):
         reading, "_progress", lambda total, title, seconds: asked.append(seconds) or (lambda done: None)
     )
     index = index_split(data / "train", "train", data)
-    reading.read_all(reading.Job(index, 16, "crop"))
+    reading.read_all(reading.DecodingPass(index, 16, "crop"))
     with open(data / "train" / "class_0" / "000.png", "ab") as file:
         file.truncate(100_000_000)
-    reading.read_all(reading.Job(index_split(data / "train", "train", data), 16, "crop"))
+    reading.read_all(reading.DecodingPass(index_split(data / "train", "train", data), 16, "crop"))
     assert asked[0] < 0.1 and asked[1] > 0.5
 
 

@@ -317,9 +317,9 @@ def test_what_cannot_be_used_names_the_file_and_the_reason(tmp_path):
         read_image(tmp_path / "float.tiff")
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, reason in (
-        ("pipe.jpg", "no regular file"),
+        ("pipe.jpg", "not a regular file"),
         ("none.jpg", "No such file"),
-        (".", "no regular file"),
+        (".", "not a regular file"),
     ):
         with pytest.raises(ImageError, match=reason):
             read_image(tmp_path / name)

@@ -16,7 +16,7 @@ from model.images.build.items import BuildOptions, Item, Remarks
 from model.images.build.named import TORCHVISION, make_digits, read_torchvision
 from model.images.build.tables import read_table
 from model.images.build.write import write_items
-from utils import UserError, key64, nearest, read_json, write_json
+from utils import JsonObject, UserError, key64, nearest, read_json, write_json
 
 RECORD = "dataset.json"
 
@@ -46,7 +46,7 @@ def build(source: str, data_dir: Path, options: BuildOptions) -> Built:
         target = Path(work) / "dataset"
         counts = write_items(items, target, options.size)
         built.counts = {split: dict(sorted(counts[split].items())) for split in SPLITS if split in counts}
-        record = {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks}
+        record: JsonObject = {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks}
         write_json(target / RECORD, record)
         # Put them in place.
         if data_dir.exists():
