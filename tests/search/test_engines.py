@@ -74,7 +74,7 @@ def states(folder: Path) -> list[str]:
 
 def trained_alone(data: Path, child: Path, folder: Path) -> Path:
     """The same run, undisturbed."""
-    values = json.loads((child / "params.json").read_text())
+    values = json.loads((child / "params.json").read_text()) | {"observers": []}
     assert call("train", "--data_dir", data, "--model_dir", experiment(folder, **values))[0] == 0
     return folder
 
@@ -242,15 +242,49 @@ def queue(form: str = "%F %K %T %j") -> list[str]:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def no_delay(job: str) -> None:
-    """Slurm lets a job that is requeued wait two minutes."""
-    if any("BeginTime" in line for line in queue("%r")):
-        subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
-        time.sleep(2)
+HOLD = '''"""Where there is a file "hold", waits in the middle of an epoch until a signal has come."""
+import signal
+import time
+
+
+class Hold:
+    def __init__(self, folder, params, step):
+        self.file = folder / "hold"
+        self.has_come = False
+
+    def step(self, event):
+        if event.step % %d == %d and self.file.exists():
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                self.listen(number, signal.getsignal(number))
+            self.file.rename(self.file.with_name("held"))
+            while not self.has_come:
+                time.sleep(0.01)
+
+    def listen(self, number, handler):
+        def come(number, frame):
+            self.has_come = True
+            handler(number, frame)
+
+        signal.signal(number, come)
+
+    def epoch(self, event, history):
+        pass
+
+    def close(self):
+        pass
+'''.replace("%d", str(STEPS), 1).replace("%d", str(STEPS // 2), 1)
+HELD = {"observers": ["hold.py:Hold"], "save_summary_steps": 1}
+
+
+def saved(child: Path) -> list[int]:
+    """The steps at which a child saved because a signal had come."""
+    return [int(step) for step in re.findall(r"SIG\w+: saved at step (\d+)", (child / "train.log").read_text())]
 
 
 def test_one_run_is_queued_once_and_comes_back_by_itself(slurm, data, tmp_path):
-    folder = experiment(tmp_path / "e", **CHILD | {"num_epochs": 20, "threads": 1})
+    folder = experiment(tmp_path / "e", **CHILD | {"num_epochs": 4, "threads": 1} | HELD)
+    (folder / "hold.py").write_text(HOLD)
+    (folder / "hold").touch()
     command = ["--data_dir", data, "--model_dir", folder, "--engine", "slurm"]
     code, said = call("train", *command, "--search.slurm.partitoin=main")
     assert code == 2 and "did you mean 'partition'?" in said
@@ -259,15 +293,18 @@ def test_one_run_is_queued_once_and_comes_back_by_itself(slurm, data, tmp_path):
     code, said = call("train", *command, "--seed=3")
     job = re.findall(r"job (\d+) is queued", said)[0]
     assert code == 0 and str(folder / "record/jobs/e.log") in said
-    until(lambda: sees_middle(folder))
+    until((folder / "held").exists)
+    code, again = call("train", *command)
+    assert code == 0 and f"queued already: job {job} (RUNNING)" in again, again
     subprocess.run(["scancel", "--signal=USR1", job], check=True)  # what Slurm does before the time is over
+    until(lambda: states(tmp_path) == ["interrupted"])
     code, again = call("train", *command)
     assert code == 0 and f"queued already: job {job} (" in again, again
-    until(lambda: (no_delay(job), (folder / "train.log").exists() and continued(folder))[1])
     until(lambda: states(tmp_path) == ["done"])
-    assert "SIGUSR1: saved" in (folder / "train.log").read_text() and continued(folder)[0] % STEPS
+    assert "SIGUSR1: saved" in (folder / "train.log").read_text()
+    assert saved(folder) == continued(folder) == [STEPS // 2 + 1]  # the signal is seen after the next step
     until(lambda: "is done; nothing was submitted" in call("train", *command, "--seed=3")[1], seconds=30)
-    alone = experiment(tmp_path / "alone", **CHILD | {"num_epochs": 20, "threads": 1, "seed": 3})
+    alone = experiment(tmp_path / "alone", **CHILD | {"num_epochs": 4, "threads": 1, "seed": 3})
     assert call("train", "--data_dir", data, "--model_dir", alone)[0] == 0
     assert weights(folder) == weights(alone) and history(folder) == history(alone)
 
@@ -307,16 +344,20 @@ def test_what_was_submitted_is_found_again_and_stopped_jobs_save(slurm, data, tm
 @pytest.mark.slow
 def test_an_array_of_eight_one_of_them_requeued(slurm, data, tmp_path):
     folder = parent(tmp_path / "p", "slurm", 8, 8, 4, cpus_per_task=1)
-    search = start(data, folder, slurm)
-    until(lambda: len(list(folder.glob("*/params.json"))) == 8, search)
+    values = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(values | HELD))
+    (folder / "hold.py").write_text(HOLD)
+    assert call("search_hyperparams", "--data_dir", data, "--parent_dir", folder, "--dry_run")[0] == 0
     child = sorted(folder.glob("learning_rate_*"))[3]
-    until(lambda: sees_middle(child), search)
+    (child / "hold").touch()
+    search = start(data, folder, slurm)
+    until((child / "held").exists, search)
     number = re.findall(r"(\d+_\d+)_\d+_log", os.readlink(folder / f"record/jobs/{child.name}.log"))[0]
     subprocess.run(["scontrol", "requeue", number], check=True)
-    until(lambda: (no_delay(number), search.poll() is not None)[1], seconds=280)
-    printed = search.communicate()[0]
+    printed = search.communicate(timeout=280)[0]
     assert search.returncode == 0, printed
-    assert states(folder) == ["done"] * 8 and continued(child)[0] % STEPS
+    assert states(folder) == ["done"] * 8
+    assert saved(child) == continued(child) == [STEPS // 2 + 1]  # the signal is seen after the next step
     others = [path for path in folder.glob("learning_rate_*") if path != child]
     array = [line for line in queue("%F") if line.strip() == number.split("_")[0]]
     assert not any(map(continued, others)) and len(array) == 8

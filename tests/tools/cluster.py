@@ -16,16 +16,18 @@ from pathlib import Path
 
 import pytest
 
+# A requeued job waits for cred_expire seconds; 120 unless stated.
 SLURM_CONF = """ClusterName=kit
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={top}/munge/socket
+AuthInfo=socket={top}/munge/socket,cred_expire=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmUser=root
 SlurmdUser=root
 ReturnToService=2
