@@ -1,4 +1,4 @@
-"""Write params.schema.json and docs/params.md from the definitions in params/keys.py.
+"""Write params.schema.json and docs/params.md from params/keys.py.
 
 python docs/generate.py            # write both
 python docs/generate.py --check    # exit 1 when one of them is stale
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from params import docs, schema  # noqa: E402
+from params.generate import docs, schema  # noqa: E402
 
 
 def generated() -> dict[Path, str]:

@@ -58,7 +58,7 @@ class Children:
         self.parent = parent
         self.params = params
         self.threads = threads
-        merged = params_module.merged(parent, overrides)
+        merged = params_module.load_written(parent, overrides)
         self.base = {key: value for key, value in merged.items() if key not in ("hyper_search", "search")}
         self.by_name: dict[str, Child] = {}
         self.remarks: list[str] = []
@@ -136,7 +136,7 @@ class Children:
             values["seed"] = trial.seed
         if trial.fold:
             values["fold"] = list(trial.fold)
-        values = localise(params_module.moved(values, ".."), f"../{CODE}/experiment/")
+        values = localise(params_module.move_paths(values, ".."), f"../{CODE}/experiment/")
         params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")  # are they possible?
         return values
 

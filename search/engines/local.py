@@ -20,7 +20,7 @@ from types import FrameType
 from typing import IO, TypedDict
 
 from include import EXIT_BUG, JOBS
-from params import Search
+from params import SearchKeys
 from search.engines.base import Task, TaskEnd
 from utils import die_with, num_cores, run_command
 
@@ -49,7 +49,7 @@ class Result(TypedDict):
 class LocalEngine:
     """`num_slots` children at a time on this machine; where there are GPUs, each slot sees one of them."""
 
-    def __init__(self, code: Path, parent: Path, num_slots: int, options: Search):
+    def __init__(self, code: Path, parent: Path, num_slots: int, options: SearchKeys):
         self.num_slots = num_slots
         self.command = [sys.executable, str(code / "search_hyperparams.py"), "--serve"]
         self.logs = parent / JOBS
@@ -128,7 +128,7 @@ def default_slots() -> int:
     return len(visible_gpus()) or 1
 
 
-def cores_per_task(options: Search, num_slots: int) -> int:
+def cores_per_task(options: SearchKeys, num_slots: int) -> int:
     """Tasks share the cores of this machine."""
     return max(1, num_cores() // num_slots)
 

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from engine.submit import FORWARDED
 from include import JOBS
-from params import Positive, Search, Strict, Text
+from params import Positive, SearchKeys, Strict, Text
 from search.engines import ray_task
 from search.engines.base import Task, TaskEnd, recorded_exit_code
 from utils import UserError, nearest
@@ -56,7 +56,7 @@ def read_options(options: Mapping[str, object]) -> RayOptions:
 class RayEngine:
     """See search/engines/base.py. If this process dies, its tasks save and end."""
 
-    def __init__(self, code: Path, parent: Path, num_slots: int, options: Search):
+    def __init__(self, code: Path, parent: Path, num_slots: int, options: SearchKeys):
         self.num_slots = num_slots
         self.script = str((code / "train.py").absolute())
         self.jobs = (parent / JOBS).absolute()
@@ -178,7 +178,7 @@ def default_slots() -> int:
     return DEFAULT_SLOTS
 
 
-def cores_per_task(options: Search, num_slots: int) -> int:
+def cores_per_task(options: SearchKeys, num_slots: int) -> int:
     """As many as are asked of Ray, however many tasks run."""
     cores = options.ray.get("num_cpus", 1)
     return max(1, int(cores)) if isinstance(cores, int | float) else 1

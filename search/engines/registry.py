@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from params import Search
+from params import SearchKeys
 from search.engines import local, ray, slurm
 from search.engines.base import SearchEngine
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    make: Callable[[Path, Path, int, Search], SearchEngine]  # (frozen code, parent folder, slots, params.search)
+    make: Callable[[Path, Path, int, SearchKeys], SearchEngine]  # (frozen code, parent folder, slots, params.search)
     default_slots: Callable[[], int]  # tasks at a time, when search.parallel does not say
-    cores_per_task: Callable[[Search, int], int]  # (params.search, slots)
+    cores_per_task: Callable[[SearchKeys, int], int]  # (params.search, slots)
 
 
 ENGINES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.submit import SlurmJob, SlurmQueue
 from include import JOBS
-from params import Search
+from params import SearchKeys
 from search.engines.base import Task, TaskEnd, recorded_exit_code
 
 LOOK = 5.0  # seconds between two looks at the queue
@@ -21,7 +21,7 @@ class SlurmEngine:
     A search that ends without close() leaves its jobs to Slurm; the next one on the same folder takes them over.
     """
 
-    def __init__(self, code: Path, parent: Path, num_slots: int, options: Search):
+    def __init__(self, code: Path, parent: Path, num_slots: int, options: SearchKeys):
         self.num_slots = num_slots
         self.script = str((code / "train.py").absolute())
         self.queue = SlurmQueue(parent / JOBS / "slurm", options.slurm, num_slots)
@@ -109,7 +109,7 @@ def default_slots() -> int:
     return DEFAULT_SLOTS
 
 
-def cores_per_task(options: Search, num_slots: int) -> int:
+def cores_per_task(options: SearchKeys, num_slots: int) -> int:
     """As many as are asked of Slurm, however many tasks run."""
     cores = options.slurm.get("cpus_per_task", 1)
     return max(1, int(cores)) if isinstance(cores, int | float) else 1

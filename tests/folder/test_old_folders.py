@@ -112,7 +112,14 @@ def test_a_search_is_finished_by_its_own_code(old, data):
     flags = ("--data_dir", data, "--parent_dir", folder)
     done = shell("search_hyperparams", *flags)
     if done.returncode and ON_ANOTHER_MACHINE in "".join(p.read_text() for p in folder.glob("**/stderr.txt")):
-        train = [sys.executable, folder / "record/code/train.py", "--data_dir", data, "--model_dir", folder / CHILDREN[1]]
+        train = [
+            sys.executable,
+            folder / "record/code/train.py",
+            "--data_dir",
+            data,
+            "--model_dir",
+            folder / CHILDREN[1],
+        ]
         subprocess.run([*train, "--accept", "machine"], check=True, timeout=240)
         done = shell("search_hyperparams", *flags)
     assert done.returncode == 0, done.stdout + done.stderr

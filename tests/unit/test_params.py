@@ -21,11 +21,13 @@ from params import (
     from_resolved,
     from_written,
     load,
-    merged,
+    load_written,
     parse_overrides,
 )
+from params.generate import docs, schema
 from params.jsonc import MAX_BYTES, without_comments
-from params.keys import SYNONYMS, Keys
+from params.keys import Keys
+from params.names import SYNONYMS
 from utils import UserError
 
 ROOT = Path(params_module.__file__).resolve().parents[1]
@@ -403,7 +405,7 @@ def test_base_chain(tmp_path: Path) -> None:
     assert params.given == {"wd", "ps", "early_stopping", "metrics", "cuda"}
     stop = {"patience": 5, "min_delta": 0.1}
     everything = {"wd": 0.1, "ps": 0.3, "early_stopping": stop, "metrics": ["accuracy"], "cuda": 0}
-    assert merged(tmp_path / "c.json", {"ps": 0.3}) == everything
+    assert load_written(tmp_path / "c.json", {"ps": 0.3}) == everything
 
 
 def test_null_takes_a_section_of_the_base_away(tmp_path: Path) -> None:
@@ -728,7 +730,7 @@ def test_any_flags_give_values_or_one_line(flags: list[tuple[str, str]]) -> None
 
 def test_schema_agrees_with_validation(tmp_path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft202012Validator(params_module.schema())
+    validator = jsonschema.Draft202012Validator(schema())
     validator.check_schema(validator.schema)
     for content, _, _ in ACCEPTED:
         assert list(validator.iter_errors(content)) == [], content
@@ -744,18 +746,19 @@ def test_schema_agrees_with_validation(tmp_path: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    schema, text = params_module.schema(), params_module.docs()
+    editors, text = schema(), docs()
+    properties = editors["properties"]
     for name, field in Params.model_fields.items():
         assert field.description
         assert f"| `{name}` | " in text
-        assert schema["properties"][name]["description"] == field.description
+        assert properties[name]["description"] == field.description
     for alias in ALIASES:
         assert f"| `{alias}` |" in text
-        assert alias in schema["properties"]
+        assert alias in properties
     for section, cls in SECTIONS.items():
         assert all(f"| `{section}.{name}` |" in text for name in cls.model_fields)
-    assert not schema["additionalProperties"]
-    assert schema["properties"]["wd"]["default"] == 5e-4
+    assert not editors["additionalProperties"]
+    assert properties["wd"]["default"] == 5e-4
 
 
 def test_import_is_light() -> None:
