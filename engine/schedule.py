@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from folder.history import is_minimized, monitored_column, split_column
 from params import Params
-from params.keys import EarlyStopping
+from params.keys import EarlyStoppingKeys
 
 Shape = Callable[[int], float]
 
@@ -161,7 +161,9 @@ def plateau_factor(values: Sequence[float], patience: int = 5, factor: float = 0
 
 
 def should_stop(
-    history: Sequence[Mapping[str, float | None]], early_stopping: EarlyStopping | None, minimized: Collection[str] = ()
+    history: Sequence[Mapping[str, float | None]],
+    early_stopping: EarlyStoppingKeys | None,
+    minimized: Collection[str] = (),
 ) -> bool:
     """True when the monitored metric has not improved by more than min_delta for `patience` epochs.
 

@@ -8,7 +8,7 @@ import torch
 
 from engine.schedule import is_time, make_schedule, num_steps, plateau_factor, should_stop
 from folder.history import best_row
-from params.keys import EarlyStopping
+from params.keys import EarlyStoppingKeys
 
 
 def settings(**changes):
@@ -196,7 +196,7 @@ def test_plateau_is_torchs():
 
 def stops_after(values, **changes):
     """The epoch, from 1, after which the run stops; None when it does not."""
-    rule = EarlyStopping(**({"patience": 2, "monitor_metric": "loss"} | changes))
+    rule = EarlyStoppingKeys(**({"patience": 2, "monitor_metric": "loss"} | changes))
     rows = [{"val_loss": value} for value in values]
     return next((epoch for epoch in range(1, len(rows) + 1) if should_stop(rows[:epoch], rule)), None)
 
@@ -230,7 +230,7 @@ def test_early_stopping_watches_the_column_that_is_named():
     rows = [{"train_loss": value, "val_loss": 1 - value, "val_f1": value} for value in (0.5, 0.6, 0.7)]
     falling = {"loss": False, "train_loss": True, "val_f1": False, "own.py:f1": False}
     for name, stops in falling.items():
-        rule = EarlyStopping(patience=2, monitor_metric=name)
+        rule = EarlyStoppingKeys(patience=2, monitor_metric=name)
         assert should_stop(rows, rule, ["loss"]) == stops, name
         assert should_stop(rows[::-1], rule, ["loss"]) != stops, name
         assert should_stop(rows[::-1], rule, ["loss", "f1"]) == (name == "loss"), name
