@@ -125,11 +125,14 @@ def test_a_changed_file_means_a_new_cache(data, tmp_path, change, wanted, monkey
     assert np.array_equal(again.digests, fresh.digests)
     assert wanted == "off" or np.array_equal(pixels(again), pixels(fresh))
     del seen[:]
-    assert np.array_equal(decoded(data, wanted).digests, fresh.digests) and not seen
+    assert np.array_equal(decoded(data, wanted).digests, fresh.digests)
+    assert not seen
     assert len(list((data / ".cache").glob("*.digests"))) == 1  # those of the earlier state went
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-8]), lambda p: p.unlink(), lambda p: p.write_bytes(b"{")])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(p.read_bytes()[:-8]), lambda p: p.unlink(), lambda p: p.write_bytes(b"{")]
+)
 @pytest.mark.parametrize("kind", [".json", ".jpegs", ".offsets", ".digests"])
 def test_a_damaged_cache_is_built_again(data, damage, kind):
     first = decoded(data, "jpeg")
@@ -137,7 +140,8 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
     (path,) = (data / ".cache").glob(f"*{kind}")
     damage(path)
     again = decoded(data, "jpeg")
-    assert np.array_equal(pixels(again), before) and np.array_equal(again.digests, first.digests)
+    assert np.array_equal(pixels(again), before)
+    assert np.array_equal(again.digests, first.digests)
 
 
 def test_images_of_another_shape_are_not_used(data):
@@ -197,8 +201,12 @@ def start(data: Path, wanted: str = "auto", pause: float = 0.01, pays: float = 9
     code = BUILD.format(root=str(ROOT), data=str(data), pause=pause, pays=pays, patience=patience, wanted=wanted)
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     STARTED.append(process)
     assert process.stdout.readline() == "ready\n"
     if go:
@@ -250,9 +258,11 @@ def test_killed_in_the_middle_it_leaves_nothing_that_is_used(data, tmp_path, pay
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGKILL), process.wait()
     wait_for(lambda: not any(map(is_alive, workers)), 5)
-    assert leftovers(data) and ".json" not in names(data / ".cache")
+    assert leftovers(data)
+    assert ".json" not in names(data / ".cache")
     found = decoded(data)
-    assert np.array_equal(found.images, decoded(data, folder=tmp_path / "other").images) and found.form == "disk"
+    assert np.array_equal(found.images, decoded(data, folder=tmp_path / "other").images)
+    assert found.form == "disk"
     assert not leftovers(data)
 
 
@@ -263,9 +273,12 @@ def test_ctrl_c_ends_it_and_everybody_in_it(data, pays):
     workers = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=5)
-    assert process.returncode == -signal.SIGINT and errors.strip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+    assert errors.strip().endswith("KeyboardInterrupt")
     assert errors.count("Traceback") == 1  # nobody else has anything to say
-    assert not any(map(is_alive, workers)) and not leftovers(data) and ".json" not in names(data / ".cache")
+    assert not any(map(is_alive, workers))
+    assert not leftovers(data)
+    assert ".json" not in names(data / ".cache")
 
 
 def test_ctrl_c_is_left_to_the_process_that_builds(data):
@@ -275,7 +288,9 @@ def test_ctrl_c_is_left_to_the_process_that_builds(data):
     for worker in children(process.pid):
         os.kill(worker, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and output.strip().split("|")[2] == "disk" and not errors
+    assert process.returncode == 0
+    assert output.strip().split("|")[2] == "disk"
+    assert not errors
 
 
 def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
@@ -284,13 +299,15 @@ def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
     os.kill(process.pid, signal.SIGSTOP)
     monkeypatch.setattr(cache, "PATIENCE", 0.3)
     found = decoded(data)
-    assert found.form == "off" and "another process builds this cache and has made no progress" in found.note
+    assert found.form == "off"
+    assert "another process builds this cache and has made no progress" in found.note
     with pytest.raises(UserError, match="has made no progress for 0.3 seconds; give another --cache_dir") as caught:
         decoded(data, "disk")
     assert caught.value.code == 5
     os.kill(process.pid, signal.SIGCONT)
     assert process.communicate(timeout=60)[0].strip().split("|")[2] == "disk"  # and nothing was harmed
-    assert decoded(data).form == "disk" and not leftovers(data)
+    assert decoded(data).form == "disk"
+    assert not leftovers(data)
 
 
 def test_a_process_that_takes_long_is_waited_for(data, monkeypatch):
@@ -311,7 +328,9 @@ def test_one_process_and_several_give_the_same(data, tmp_path, wanted, monkeypat
     monkeypatch.setattr(reading, "decode", lambda c, p: decode(c, p) if os.getpid() != here else pytest.fail("here"))
     here, before = os.getpid(), set(children(os.getpid()))
     several = decoded(data, wanted, folder=tmp_path / "several")
-    assert np.array_equal(one.digests, several.digests) and one.bad == several.bad and list(one.bad) == [15]
+    assert np.array_equal(one.digests, several.digests)
+    assert one.bad == several.bad
+    assert list(one.bad) == [15]
     assert wanted == "off" or np.array_equal(pixels(one), pixels(several))
     assert not set(children(here)) - before
 
@@ -328,7 +347,8 @@ def test_a_process_that_dies_names_what_it_was_at(data, monkeypatch, always_fork
     before = set(children(os.getpid()))
     with pytest.raises(ImageError, match="a process died while it read one of .*train/class_1/003.png") as caught:
         decoded(data)
-    assert "\n" not in str(caught.value) and not leftovers(data)
+    assert "\n" not in str(caught.value)
+    assert not leftovers(data)
     assert not set(children(os.getpid())) - before
 
 
@@ -380,7 +400,8 @@ def test_why_images_are_streamed_is_said(data, monkeypatch):
     assert are_equal(batches(train), exact)
     monkeypatch.setattr(reading, "read_bytes", lambda path: pytest.fail("read again"))
     again = loader(data, cache_dir=data.parent / "other")
-    assert again.fingerprint == train.fingerprint and "not cached" in again.description
+    assert again.fingerprint == train.fingerprint
+    assert "not cached" in again.description
     monkeypatch.undo()
     usage = shutil.disk_usage(data)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 14))
@@ -393,9 +414,13 @@ def test_why_images_are_streamed_is_said(data, monkeypatch):
 def test_a_jpeg_cache_is_close_to_the_images_and_used_again(photos, monkeypatch):
     exact = pixels(decoded(photos, "ram", 64)).astype(int)
     found = decoded(photos, "jpeg", 64)
-    assert found.form == "jpeg" and found.images is None and names(photos / ".cache") >= {".jpegs", ".offsets"}
+    assert found.form == "jpeg"
+    assert found.images is None
+    assert names(photos / ".cache") >= {".jpegs", ".offsets"}
     error = abs(pixels(found) - exact)
-    assert error.mean() < 3 and np.percentile(error, 99) < 20 and error.max() > 0
+    assert error.mean() < 3
+    assert np.percentile(error, 99) < 20
+    assert error.max() > 0
     monkeypatch.setattr(reading, "read_bytes", lambda path: pytest.fail("read again"))
     assert np.array_equal(pixels(decoded(photos, "jpeg", 64)), pixels(found))
 
@@ -403,14 +428,16 @@ def test_a_jpeg_cache_is_close_to_the_images_and_used_again(photos, monkeypatch)
 def test_a_jpeg_cache_in_a_loader(photos):
     values = {"im_sz": 72, "batch_size": 6, "cache": "jpeg"}
     runs = [batches(loader(photos, num_workers=workers, **values), 2) for workers in (0, 1, 2)]
-    assert are_equal(runs[0], runs[1]) and are_equal(runs[0], runs[2])
+    assert are_equal(runs[0], runs[1])
+    assert are_equal(runs[0], runs[2])
     both, exact = loaders(photos, "train", "valid", **values), loaders(photos, "train", "valid", im_sz=72)
-    assert "decoded each time from JPEGs of 82 px" in both["train"].description and both["train"].num_workers > 0
+    assert "decoded each time from JPEGs of 82 px" in both["train"].description
+    assert both["train"].num_workers > 0
     assert both["train"].fingerprint != exact["train"].fingerprint  # a run does not change to them unnoticed
     assert both["valid"].fingerprint == exact["valid"].fingerprint
     read = both["valid"].source.read
     assert np.array_equal(read(np.arange(20)), exact["valid"].source.read(np.arange(20)))
-    assert not np.array_equal(both["train"].source.read(np.arange(20)), exact["train"].source.read(np.arange(20)))  # fmt: skip
+    assert not np.array_equal(both["train"].source.read(np.arange(20)), exact["train"].source.read(np.arange(20)))
 
 
 def test_a_part_of_train_that_validates_is_exact(photos):
@@ -420,13 +447,15 @@ def test_a_part_of_train_that_validates_is_exact(photos):
     assert are_equal(batches(valid), [(*a[:1], *b[1:]) for a, b in zip(batches(valid), batches(exact), strict=True)])
     source = valid.source
     assert np.array_equal(source.read(np.arange(6)), exact.source.read(np.arange(6)))
-    assert "lossy, and for training alone" in valid.description and valid.fingerprint == exact.fingerprint
+    assert "lossy, and for training alone" in valid.description
+    assert valid.fingerprint == exact.fingerprint
 
 
 def test_bad_images_in_a_jpeg_cache(photos):
     (photos / "train" / "a" / "3.jpg").write_bytes(b"no image")
     train = loader(photos, im_sz=72, cache="jpeg", on_bad_image="skip", num_workers=0)
-    assert train.skipped == ["train/a/3.jpg"] and train.num_images == 19
+    assert train.skipped == ["train/a/3.jpg"]
+    assert train.num_images == 19
     exact = loader(photos, im_sz=72, cache="off", on_bad_image="skip", num_workers=0)
     error = abs(train.source.read(np.arange(19)).astype(int) - exact.source.read(np.arange(19)))
     assert error.mean((1, 2, 3)).max() < 4  # every image is the one that its name says
@@ -449,7 +478,8 @@ def test_a_base_image_is_what_torchvision_makes(shape, size):
     expected = functional.center_crop(functional.resize(chw, [size], antialias=True), [size, size]).permute(1, 2, 0)
     error = np.abs(base_image(image, size, "crop").astype(int) - expected.numpy())
     is_long = max(shape) > 2 * min(shape)  # Pillow resizes those, to one level
-    assert error.max() <= 1 and error.mean() < (0.5 if is_long else 1e-9)
+    assert error.max() <= 1
+    assert error.mean() < (0.5 if is_long else 1e-9)
     squashed = functional.resize(chw, [size, size], antialias=True).permute(1, 2, 0).numpy()
     assert np.array_equal(base_image(image, size, "squash"), squashed)
 
@@ -476,7 +506,8 @@ def test_photographs_of_a_real_dataset():
             expected = functional.center_crop(functional.resize(chw, [256], antialias=True), [256, 256])
             errors.append(base_image(image, 256, "crop").astype(int) - expected.permute(1, 2, 0).numpy())
     errors = np.abs(np.stack(errors))
-    assert errors.mean() < 0.5 and np.percentile(errors, 99.9) <= 2
+    assert errors.mean() < 0.5
+    assert np.percentile(errors, 99.9) <= 2
 
 
 # --- the bar ------------------------------------------------------------------------------------------------------
@@ -495,7 +526,8 @@ def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(data, monkeypatch):
         os.close(ours)
         return text
 
-    assert "reading train" in shown(1e-6, "a") and shown(10, "b") == "end"
+    assert "reading train" in shown(1e-6, "a")
+    assert shown(10, "b") == "end"
 
 
 def test_what_is_long_is_a_question_of_bytes_too(data, monkeypatch):
@@ -508,10 +540,12 @@ def test_what_is_long_is_a_question_of_bytes_too(data, monkeypatch):
     with open(data / "train" / "class_0" / "000.png", "ab") as file:
         file.truncate(100_000_000)
     reading.read_all(reading.DecodingPass(index_split(data / "train", "train", data), 16, "crop"))
-    assert asked[0] < 0.1 and asked[1] > 0.5
+    assert asked[0] < 0.1
+    assert asked[1] > 0.5
 
 
 def test_the_manifest_is_small(data):
     decoded(data)
     (path,) = (data / ".cache").glob("*.json")
-    assert set(json.loads(path.read_text())) == {"state", "form", "bad"} and path.stat().st_size < 300
+    assert set(json.loads(path.read_text())) == {"state", "form", "bad"}
+    assert path.stat().st_size < 300

@@ -149,7 +149,9 @@ def test_the_class_of_each_metric():
     assert all(metric.per_image is (name in per_image) for name, metric in METRICS.items())
     with pytest.raises(UserError, match=r"pair gave shape \(2,\); Set\(function\) gives one number"):
         Set(pair)(torch.zeros(3, 2), torch.zeros(3))
-    assert Set(pair, minimize=True).minimize and not Set(pair).minimize and not PerImage(pair).minimize
+    assert Set(pair, minimize=True).minimize
+    assert not Set(pair).minimize
+    assert not PerImage(pair).minimize
     assert Set(lambda logits, labels: torch.ones(1, 1))(torch.zeros(3, 2), torch.zeros(3)) == 1
     with pytest.raises(UserError, match="pair gave shape .2,. for 3 images; one value per image"):
         PerImage(pair)(torch.zeros(3, 2), torch.zeros(3))

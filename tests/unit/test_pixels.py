@@ -58,7 +58,8 @@ def test_draws_are_splitmix64(monkeypatch):
     ]
     monkeypatch.setattr(batched, "key64", lambda *parts: 1234567)
     draws = uniform(0, 0, np.arange(5), ["top"])
-    assert draws.shape == (1, 5) and draws[0].tolist() == [(value >> 11) / 2**53 for value in published]
+    assert draws.shape == (1, 5)
+    assert draws[0].tolist() == [(value >> 11) / 2**53 for value in published]
     assert uniform(0, 0, np.array([4, 0]), ["top"])[0].tolist() == [draws[0, 4], draws[0, 0]]
 
 
@@ -76,7 +77,8 @@ def test_padding_is_albumentations(height, width, min_height, min_width):
     pixels = image(height, width)
     padded = pad_batch(batch_of(pixels, 2), {"min_height": min_height, "min_width": min_width}, script())
     reference = albumentations.PadIfNeeded(min_height, min_width, border_mode=4, p=1)(image=pixels)["image"]
-    assert np.array_equal(padded[0], reference) and np.array_equal(padded[1], reference)
+    assert np.array_equal(padded[0], reference)
+    assert np.array_equal(padded[1], reference)
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,7 +173,8 @@ def test_resized_crops_are_torchvisions(resize, out):
             whole.permute(2, 0, 1).float(), top, left, h, w, list(out), antialias=False
         )
         difference = (one.permute(2, 0, 1).float() - reference).abs()
-        assert difference.max() <= 1.01 and difference.mean() < 0.5
+        assert difference.max() <= 1.01
+        assert difference.mean() < 0.5
 
 
 def test_what_comes_out_is_fitted_to_size():
@@ -260,9 +263,8 @@ def test_defaults_of_batched_transforms_are_albumentations():
 
 
 def test_presets_are_what_their_docstrings_say():
-    assert PRESETS["none"](32, 32) == [] and PRESETS["none"](32, 40) == [
-        {"name": "CenterCrop", "height": 32, "width": 32}
-    ]
+    assert PRESETS["none"](32, 32) == []
+    assert PRESETS["none"](32, 40) == [{"name": "CenterCrop", "height": 32, "width": 32}]
     for im_sz, padded in ((32, 40), (64, 80), (7, 7)):
         pad, cut = PRESETS["crop"](im_sz, im_sz)
         assert (pad["min_height"], pad["min_width"], cut["height"], cut["width"]) == (padded, padded, im_sz, im_sz)
@@ -270,10 +272,14 @@ def test_presets_are_what_their_docstrings_say():
     assert box == {"name": "RandomResizedCrop", "size": [224, 224], "scale": [0.35, 1.0], "ratio": [0.75, 4 / 3]}
     assert PRESETS["flip_crop"](32, 32) == [*PRESETS["crop"](32, 32), {"name": "HorizontalFlip", "p": 0.5}]
     *before, colours, turn, hole = PRESETS["strong"](32, 32)
-    assert before == PRESETS["flip_crop"](32, 32) and turn["rotate"] == [-15, 15] and turn["scale"] == [0.9, 1.1]
+    assert before == PRESETS["flip_crop"](32, 32)
+    assert turn["rotate"] == [-15, 15]
+    assert turn["scale"] == [0.9, 1.1]
     assert colours["brightness"] == colours["contrast"] == colours["saturation"] == [0.7, 1.3]
-    assert colours["hue"] == [-0.05, 0.05] and [step["p"] for step in (colours, turn, hole)] == [0.8, 0.5, 0.5]
-    assert hole["hole_height_range"] == hole["hole_width_range"] == [8, 8] and hole["num_holes_range"] == [1, 1]
+    assert colours["hue"] == [-0.05, 0.05]
+    assert [step["p"] for step in (colours, turn, hole)] == [0.8, 0.5, 0.5]
+    assert hole["hole_height_range"] == hole["hole_width_range"] == [8, 8]
+    assert hole["num_holes_range"] == [1, 1]
 
 
 # --- mixing -------------------------------------------------------------------------------------------------------
@@ -312,7 +318,8 @@ def test_mixing_by_hand(mixup, cutmix):
         expected_images, expected_labels = mix_by_hand(images, labels, 4, mixup, cutmix, key)
         np.testing.assert_allclose(mixed.numpy(), expected_images, rtol=0, atol=1e-5)
         np.testing.assert_allclose(soft.numpy(), expected_labels, rtol=0, atol=1e-6)
-        assert soft.shape == (6, 4) and np.array_equal(original, images)  # the loader's images stay
+        assert soft.shape == (6, 4)
+        assert np.array_equal(original, images)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
@@ -321,4 +328,5 @@ def test_shares_of_mixup_have_the_variance_of_their_beta_distribution(alpha):
     shares = [float(mix(images, labels, 2, alpha, 0.0, key)[1][0, 0]) for key in range(4000)]
     mixed = np.array([share for share in shares if 0 < share < 1])  # the others were mixed with themselves
     assert 0.45 < len(mixed) / 4000 < 0.55
-    assert mixed.mean() == pytest.approx(0.5, abs=0.03) and mixed.var() == pytest.approx(1 / (8 * alpha + 4), rel=0.1)
+    assert mixed.mean() == pytest.approx(0.5, abs=0.03)
+    assert mixed.var() == pytest.approx(1 / (8 * alpha + 4), rel=0.1)

@@ -133,14 +133,19 @@ def test_muon_leaves_what_has_no_gradient_and_takes_a_closure():
     inner, head = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     groups = [{"params": [p], "layer_group": n, "lr": 0.1, "initial_lr": 0.1} for n, p in enumerate((inner, head))]
     optimizer = Muon(groups)
-    assert optimizer.step() is None and inner.eq(1).all() and head.eq(1).all() and not optimizer.state
+    assert optimizer.step() is None
+    assert inner.eq(1).all()
+    assert head.eq(1).all()
+    assert not optimizer.state
 
     def closure():
         loss = (2 * inner).sum()
         loss.backward()
         return loss.item()
 
-    assert optimizer.step(closure) == 8.0 and inner.ne(1).all() and head.eq(1).all()
+    assert optimizer.step(closure) == 8.0
+    assert inner.ne(1).all()
+    assert head.eq(1).all()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,9 @@ def test_muon_goes_on_to_the_same_bytes(data, tmp_path):
 def test_wrong_arguments_of_muon_are_one_line(data, tmp_path, wrong):
     folder = experiment(tmp_path / "e", optimizer="muon")
     code, printed = call("train", "--data_dir", data, "--model_dir", folder, f"--optimizer_args={wrong}")
-    assert code == 2 and "optimizer_args" in printed and len(printed.splitlines()) == 1, printed
+    assert code == 2, printed
+    assert "optimizer_args" in printed, printed
+    assert len(printed.splitlines()) == 1, printed
 
 
 # --- test-time augmentation -----------------------------------------------------------------------------------
@@ -201,7 +208,8 @@ def test_views_are_mirrored_and_moved():
     middle = images[0, 0]
     assert moved[tuple(middle[0:2, 0:3].flatten().tolist())] == 0.125
     assert moved[tuple(middle[2:4, 2:5].flatten().tolist())] == 0.125
-    assert moved[tuple(middle[1:3, 1:4].flatten().tolist())] == 0.25 and len(moved) == 6
+    assert moved[tuple(middle[1:3, 1:4].flatten().tolist())] == 0.25
+    assert len(moved) == 6
 
 
 def test_views_by_hand():
@@ -212,7 +220,8 @@ def test_views_by_hand():
     expected = [(0.25, image), (0.25, image.flip(1)), (0.125, down_right), (0.125, down_right.flip(1))]
     expected += [(0.125, up_left), (0.125, up_left.flip(1))]
     for (weight, view), (wanted_weight, wanted) in zip(TTA["flip_translate"](image[None, None]), expected, strict=True):
-        assert weight == wanted_weight and torch.equal(view[0, 0], wanted)
+        assert weight == wanted_weight
+        assert torch.equal(view[0, 0], wanted)
     assert [weight for weight, _ in TTA["flip"](image[None, None])] == [0.5, 0.5]
     # The pixel in the corner as the logit: 1, 3, 5, 5, 5, 5 by these weights.
     logits = average_views(lambda images: images[:, :, 0, 0], image[None, None], "flip_translate")
@@ -233,18 +242,20 @@ def test_training_evaluation_and_prediction_use_the_same_views(data, tmp_path):
     folder = experiment(tmp_path / "e", tta="flip_translate", precision="fp32", metrics=["accuracy"])
     assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
     code, printed = call("evaluate", "--data_dir", data, "--model_dir", folder, "--split", "valid")
-    assert code == 0 and "tta flip_translate" in printed
+    assert code == 0
+    assert "tta flip_translate" in printed
     seen = json.loads((folder / "metrics_val_best_weights.json").read_text())
     again = json.loads((folder / "metrics_valid_best.json").read_text())
-    assert again["loss"] == pytest.approx(seen["loss"], rel=1e-5) and again["accuracy"] == seen["accuracy"]
+    assert again["loss"] == pytest.approx(seen["loss"], rel=1e-5)
+    assert again["accuracy"] == seen["accuracy"]
     assert call("evaluate", "--data_dir", data, "--model_dir", folder, "--split", "valid", "--tta=none")[0] == 0
     alone = json.loads((folder / "metrics_valid_best.json").read_text())
     assert abs(alone["loss"] - seen["loss"]) > 3e-5 * seen["loss"]
 
     assert call("evaluate", "--data_dir", data, "--model_dir", folder, "--split", "test")[0] == 0
-    rows = list(csv.DictReader(open(folder / "evaluation/predictions.csv")))
+    rows = list(csv.DictReader((folder / "evaluation/predictions.csv").read_text().splitlines()))
     code, printed = call("predict", "--model_dir", folder, data / "test", "--csv", tmp_path / "p.csv")
-    ours = {row["path"]: float(row["prob_1"]) for row in csv.DictReader(open(tmp_path / "p.csv"))}
+    ours = {row["path"]: float(row["prob_1"]) for row in csv.DictReader((tmp_path / "p.csv").read_text().splitlines())}
     for row in rows:
         value = next(p for path, p in ours.items() if path.endswith(row["path"]))
         assert value == pytest.approx(max(float(v) for k, v in row.items() if k.startswith("prob")), rel=1e-4)
@@ -291,13 +302,20 @@ def test_prepare_builds_the_cache_and_leaves_the_folder_alone(data, tmp_path):
     before = tree(folder)
     flags = ["--data_dir", data, "--model_dir", folder, "--cache_dir", cache]
     code, printed = call("train", *flags, "--prepare")
-    assert code == 0 and "train: 36 images" in printed and "prepared" in printed, printed
-    assert tree(folder) == before and len(list(cache.glob("*.npy"))) == 2
+    assert code == 0, printed
+    assert "train: 36 images" in printed, printed
+    assert "prepared" in printed, printed
+    assert tree(folder) == before
+    assert len(list(cache.glob("*.npy"))) == 2
     code, printed = call("train", *flags, "--prepare", "--json")
-    assert code == 0 and set(json.loads(printed)) == {"train", "valid"} and tree(folder) == before
+    assert code == 0
+    assert set(json.loads(printed)) == {"train", "valid"}
+    assert tree(folder) == before
     built = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert call("train", *flags)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == built
 
     code, printed = call("train", *flags[:3], tmp_path / "new", "--base", folder, "--prepare", "--arch=lenett")
-    assert code == 2 and "did you mean 'lenet'" in printed and not (tmp_path / "new").exists()
+    assert code == 2
+    assert "did you mean 'lenet'" in printed
+    assert not (tmp_path / "new").exists()
