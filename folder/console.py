@@ -11,7 +11,8 @@ class Tee(io.TextIOBase):
     """A stream whose text also goes to a file. Losing the console never stops a run."""
 
     def __init__(self, stream: Any, path: Path):
-        self.stream, self.file = stream, open(path, "a", encoding="utf-8")
+        self.stream = stream
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (it lives as long as the process)
 
     def write(self, text: str) -> int:
         self.file.write(text)
