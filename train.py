@@ -12,36 +12,38 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.distributed import find_world
-from engine.plan import Plan, closing_block, decide, describe_prepared, is_whole, mend, result
+from engine.distributed import World, find_world
+from engine.plan import Plan, decide
 from engine.submit import submit
+from engine.use.repair import is_whole, repair
 from engine.use.verify import verify
-from folder.arguments import train_parser
+from folder.arguments import Request, train_parser
+from folder.closing import closing_block, describe_prepared, run_result
 from folder.folder import Folder
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and a busy folder answer at once
-    import argparse
+    from torch import Tensor, nn, optim
 
-    import torch
-
+    from engine.loop import Run, State
     from params import Params
 
 
 # --- what is minimised ------------------------------------------------------------------------------
 
 
-def cross_entropy(logits, labels, weight=None, label_smoothing=0.0):
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """(B, K) logits, (B,) or soft (B, K) labels -> (B,)."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing, reduction="none")
 
 
-def focal(logits, labels, weight=None, gamma=2.0):
+def focal(logits: Tensor, labels: Tensor, weight: Tensor | None = None, gamma: float = 2.0) -> Tensor:
     """Cross-entropy times (1 - p)^gamma: easy images count less (Lin et al., arXiv:1708.02002). -> (B,)"""
     log_p = logits.log_softmax(dim=1)  # (B, K)
     terms = (1 - log_p.exp()) ** gamma * -log_p
@@ -52,7 +54,7 @@ def focal(logits, labels, weight=None, gamma=2.0):
 LOSSES = {"cross_entropy": cross_entropy, "focal": focal}
 
 
-def make_loss(params: Params, class_counts: list[int], device: str) -> Any:
+def make_loss(params: Params, class_counts: Sequence[int], device: str) -> Callable[[Tensor, Tensor], Tensor]:
     """(logits (B, K), labels (B,) or (B, K)) -> (B,). "balanced" weights are n / (K * n_class): 1 on average."""
     import torch
 
@@ -63,43 +65,33 @@ def make_loss(params: Params, class_counts: list[int], device: str) -> Any:
         weights = [mean / count for count in class_counts]
     elif weights is not None and len(weights) != len(class_counts):
         raise UserError(f"class_weights: {len(weights)} weights for {len(class_counts)} classes")
-    given: dict[str, Any] = {"label_smoothing": params.label_smoothing}
-    given["weight"] = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+    given = {"label_smoothing": params.label_smoothing, "weight": weight}
     accepted = inspect.signature(loss).parameters
     return partial(loss, **{key: value for key, value in given.items() if key in accepted})
 
 
 # --- and how ----------------------------------------------------------------------------------------
 
-OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
+OPTIMIZERS: dict[str, object] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
 OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here too
 
 
-def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.optim.Optimizer:
-    """One learning rate per layer group; matrices and filters decay, biases and norm gains (ndim < 2) do not."""
-    from model.nets.groups import layer_groups
+def make_optimizer(net: nn.Module, params: Params, fused: bool) -> optim.Optimizer:
+    """The optimizer of params.json over the layer groups of `net`. UserError for arguments that it does not take."""
+    from model.nets.groups import optimizer_groups
 
-    layers = layer_groups(net)
-    rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(layers)
-    if len(rates) != len(layers):
-        raise UserError(f"learning_rate: {len(rates)} rates for {len(layers)} layer groups; give one, or {len(layers)}")
-    groups = []
-    for number, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
-        # With lr_schedule the rates are absolute, and a list of rates says the proportions.
-        initial = rate / max(rates) if params.lr_schedule else rate
-        group = {"lr": initial, "initial_lr": initial, "layer_group": number}
-        groups.append(group | {"params": [p for p in layer if p.ndim >= 2], "weight_decay": params.wd})
-        groups.append(group | {"params": [p for p in layer if p.ndim < 2], "weight_decay": 0.0})
-    found = lookup(OPTIMIZERS, params.optimizer, "optimizer", params.folder)
-    cls = pkgutil.resolve_name(found) if isinstance(found, str) else found
-    ours: dict[str, Any] = {"fused": True} if fused and "fused" in inspect.signature(cls).parameters else {}
-    if params.optimizer in ("sgd", "rmsprop"):
-        ours["momentum"] = params.momentum
-    if params.optimizer == "sgd":
-        ours["nesterov"] = params.momentum > 0
+    groups = optimizer_groups(net, params)
+    cls = lookup(OPTIMIZERS, params.optimizer, "optimizer", params.folder)
+    cls = pkgutil.resolve_name(cls) if isinstance(cls, str) else cls
+    momentum = params.momentum
+    ours = {"sgd": {"momentum": momentum, "nesterov": momentum > 0}, "rmsprop": {"momentum": momentum}}
+    given = ours.get(params.optimizer, {})
+    if fused and "fused" in inspect.signature(cls).parameters:
+        given["fused"] = True
     check_kwargs(cls, params.optimizer_args, "optimizer_args", skip=("params", "lr", "weight_decay"))
     try:
-        return cls([group for group in groups if group["params"]], **(ours | params.optimizer_args))
+        return cls(groups, **(given | params.optimizer_args))
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer_args: {cls.__name__} refuses them: {error}") from None
 
@@ -107,67 +99,78 @@ def make_optimizer(net: torch.nn.Module, params: Params, fused: bool) -> torch.o
 # --- the whole run ----------------------------------------------------------------------------------
 
 
-def train(plan: Plan, args: argparse.Namespace) -> None:
-    """params.json -> loaders, net, metrics, loss, optimizer -> fit -> weights, history, logs, plots."""
-    from engine import precision
-    from engine.control import Control
-    from engine.ema import Ema
-    from engine.loop import Epoch, Run, State, fit
-    from engine.schedule import make_schedule, should_stop
-    from engine.session import Session, committed, plan_steps, restore
-    from engine.use.find_lr import find_lr
-    from model.data_loader import fetch_dataloader
-    from model.metric import make_metrics
+def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[Plan, Run, State]:
+    """params.json -> loaders, net, metrics, loss, optimizer -> the run and its state. Writes nothing."""
+    from engine import ema, loop, precision, schedule, session
+    from model import data_loader, metric, tta
     from model.net import make_net
     from model.nets.groups import Freezer
-    from model.tta import average_views
 
-    params, world = plan.params, find_world()
-    device = precision.pick_device(params, world.local_rank)
+    # The images, ready for the device that trains.
+    device = precision.pick_device(plan.params, world.local_rank)
     world.connect(device)
-    loaders = fetch_dataloader(["train", "valid"], plan.data_dir, params, device=device, rank=world.rank,
-                               world=world.size, cache_dir=args.cache_dir, pinned=plan.pinned or None)  # fmt: skip
+    place = {"device": device, "rank": world.rank, "world": world.size, "cache_dir": plan.request.cache_dir}
+    splits = ["train", "valid"]
+    loaders = data_loader.fetch_dataloader(splits, plan.data_dir, plan.params, pinned=plan.pinned or None, **place)
     loader = loaders["train"]
-    choice = precision.choose(params, device, params.num_epochs * loader.num_batches, world.local_size)
-    precision.apply(choice, params)
-    params = plan.pin(params, loaders, choice.to_dict(), precision.machine_kind(device))
-    saved = committed(plan)
+    # What "auto" means here: precision, layout, threads. From now on the plan names every choice.
+    choice = precision.choose(plan.params, device, plan.params.num_epochs * loader.num_batches, world.local_size)
+    precision.apply(choice, plan.params)
+    plan = plan.pin(loaders, choice.to_dict(), precision.machine_kind(device))
+    params = plan.params
+    # The net and its optimizer: fresh, with given weights, or as saved. What was loaded is freed on return.
+    saved, remarks = session.load_committed_state(plan)
     net, weights_report = make_net(params, len(loader.classes), weights=saved and saved["net"])
     net = precision.place(net, choice, device)
-    metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
-    loss_fn = make_loss(params, loader.class_counts, device)
     optimizer = make_optimizer(net, params, choice.fused)
-    state = State(net, optimizer, Ema(net, params.ema) if params.ema else None, precision.make_scaler(choice))
-    restore(plan, state, saved, world)
-    first, total = plan_steps(plan, params, state, loader.num_batches)
-    if args.prepare:
-        world.leave()
-        return print(describe_prepared(loaders, args.json)) if world.is_main else None
-    run = Run(
+    average = ema.Ema(net, params.ema) if params.ema else None
+    state = loop.State(net, optimizer, average, precision.make_scaler(choice))
+    remarks += session.restore(plan, state, saved, world)
+    # What the loop does with them.
+    num_steps, total_steps = session.plan_steps(plan, state, loader.num_batches)
+    run = loop.Run(
+        params=params,
         net=net,
         optimizer=optimizer,
-        loss_fn=loss_fn,
-        metrics=metrics,
+        loss_fn=make_loss(params, loader.class_counts, device),
+        metrics=metric.make_metrics([*params.metrics, params.best_metric], params.folder),
         train_loader=loader,
         valid_loader=loaders["valid"],
-        schedule=make_schedule(params, first, loader.num_batches, state.extensions),
-        total_steps=total,
-        params=params,
+        schedule=schedule.make_schedule(params, num_steps, loader.num_batches, state.extensions),
+        total_steps=total_steps,
         autocast=choice.autocast,
         forward=world.wrap(precision.compile_net(net, choice, loader.micro_batch_size), device),
-        average_views=partial(average_views, tta=params.tta),
+        average_views=partial(tta.average_views, tta=params.tta),
         world=world,
         before_epoch=Freezer(net, params),
+        wants_control=wants_control,
         weights_report=weights_report,
     )
-    if args.find_lr:
-        return print(find_lr(plan, args, run, state), end="")
-    control = Control(params.checkpoint_minutes, world)
-    with Session(plan, params, run, state, control, args, choice.describe()) as session:
-        for event in fit(run, state):
-            session.record(event)
-            if isinstance(event, Epoch) and should_stop(state.recent_history, params.early_stopping, run.minimized):
-                break
+    return plan.add_remarks(remarks), run, state
+
+
+def train(plan: Plan) -> None:
+    """Build what the plan says -> fit -> weights, history, logs, plots. Or --prepare, or --find_lr."""
+    from engine import loop, schedule
+    from engine.control import Control
+    from engine.session import Session
+    from engine.use.find_lr import find_lr
+
+    world = find_world()
+    control = Control(plan.params.checkpoint_minutes, world)
+    plan, run, state = build(plan, world, control.wants)
+    if plan.request.prepare:
+        world.leave()
+        print(describe_prepared(run.train_loader, run.valid_loader, plan.request.json) if world.is_main else "", end="")
+    elif plan.request.find_lr:
+        print(find_lr(plan, run, state), end="")
+    else:
+        with Session(plan, run, state, control) as session:
+            for event in loop.fit(run, state):
+                session.record(event)
+                is_epoch = isinstance(event, loop.Epoch)
+                if is_epoch and schedule.should_stop(state.recent_history, run.params.early_stopping, run.minimized):
+                    break
 
 
 def main(argv: list[str]) -> int | None:
@@ -175,20 +178,21 @@ def main(argv: list[str]) -> int | None:
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
     folder = Folder(args.model_dir or args.folder, is_main=find_world().is_main)
+    request = Request.of(args, overrides, argv)
     if args.engine == "slurm":
-        return print(submit(folder, argv, lambda: decide(folder, args, overrides, argv)))
+        return print(submit(folder, argv, lambda: decide(folder, request)))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         if args.verify:
             return print(verify(folder, args.data_dir, args.scratch_dir))
-        plan = decide(folder, args, overrides, argv)
+        plan = decide(folder, request)
         if plan.verb == "done":
-            remarks = [] if is_whole(folder) else mend(folder)
-            print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir, plan.has_test), sep="\n")
+            remarks = [] if is_whole(folder) else repair(folder)
+            print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir), sep="\n")
         else:
             folder.check_writable()
-            train(plan, args)
+            train(plan)
         if args.json and not (args.prepare or args.find_lr):
-            print(to_json(result(folder)), end="")
+            print(to_json(run_result(folder)), end="")
     return 0
 
 

@@ -11,37 +11,50 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from engine.state import SavedState
 from folder.manifest import FORMAT, MANIFEST, read_manifest
 from include import CHECKPOINTS, EXIT_DAMAGED
-from utils import UserError, sealed, to_json, write_atomic
+from utils import JsonObject, UserError, sealed, to_json, write_atomic
+
+
+class Entry(TypedDict):
+    """What the manifest says of a state file."""
+
+    file: str
+    sha256: str
+    bytes: int
+    epoch: int
+    step: int
+    slim: NotRequired[bool]  # without optimizer state
 
 
 class Writer:
-    """Does one job at a time in a thread of its own, so that training goes on. What fails in it surfaces here."""
+    """Runs one job at a time in a thread of its own, so that training goes on. The next call raises its errors."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1, "writer")
         self.job: Future[None] | None = None
 
-    def submit(self, job: Callable[..., None], *args: Any) -> None:
-        """Start `job`, after the one before it has ended. Raises what that one raised."""
+    def submit(self, job: Callable[[], None]) -> None:
+        """Start `job` once the job before it has ended. Raises what that one raised."""
         self.wait()
-        self.job = self.pool.submit(job, *args)
+        self.job = self.pool.submit(job)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what the job raised."""
-        job, self.job = self.job, None
+        """Wait until nothing is being written. Raises what the job raised."""
+        job = self.job
+        self.job = None
         if job:
             job.result()
 
@@ -52,7 +65,10 @@ class Writer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state as bytes. Made by the thread that trains: on a CPU, Python at work in a second one would slow it more."""
+    """A state as bytes, ready to be written.
+
+    It is made by the thread that trains: pickling in a second thread would slow training on a CPU down more.
+    """
 
     data: bytes
     name: str
@@ -61,7 +77,7 @@ class Snapshot:
     num_epochs: float
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Snapshot":
+    def of(cls, state: SavedState) -> "Snapshot":
         buffer = io.BytesIO()
         torch.save(state, buffer)
         is_closed = state["phase"] == "train" and state["step"] == state["epoch_step"]  # right after an evaluation
@@ -75,17 +91,21 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.path = folder / CHECKPOINTS
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> JsonObject:
         """The last commit, or {} when there is none. UserError (exit 3) when it is there and unreadable."""
         return read_manifest(self.path)
 
     def commit(self, state: Snapshot, *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
-        """Make `state` the state to resume from. `epoch_done`: it stands right after an evaluation."""
+        """Make `state` the state to resume from. `epoch_done`: an evaluation has just ended."""
+        # The state file comes first, and is durable before the manifest names it.
         self.path.mkdir(exist_ok=True)
         old = self.manifest()
-        entry = self._write(state, "")
+        entry = self._write(state)
+        # The last `keep_last` epochs stay; of the same state twice, the later one.
         epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
-        epochs = [e for i, e in enumerate(epochs) if e not in epochs[i + 1 :]][-keep_last or len(epochs) :]
+        epochs = [kept for number, kept in enumerate(epochs) if kept not in epochs[number + 1 :]]
+        epochs = epochs[-keep_last or len(epochs) :]
+        # The new manifest is the commit.
         manifest = {
             "format": FORMAT,
             "last": entry,
@@ -98,20 +118,22 @@ class Checkpoints:
         self._publish(manifest)
 
     def finish(self) -> None:
-        """The run is done: optimizer state stays in `last` alone, and the previous generation goes."""
+        """The run is done: keep optimizer state in `last` alone, and drop the generation before it."""
         manifest = self.manifest()
         last = manifest["last"]
-        slim: dict[str, Any] = {}
+        # Write the best and the kept epochs again, without optimizer state.
+        slim: dict[str, Entry] = {}
         for entry in [manifest["best"], *manifest["epochs"]]:
             if entry and entry["file"] != last["file"] and not entry.get("slim") and entry["file"] not in slim:
-                with contextlib.suppress(UserError):  # damaged since: it was said at the start, and stays as it is
+                with contextlib.suppress(UserError):  # a damaged one stays as it is; the log said so at the start
                     state = Snapshot.of(self.read(entry) | {"optimizer": None})
-                    slim[entry["file"]] = self._write(state, "_weights") | {"slim": True}
+                    slim[entry["file"]] = {**self._write(state, "_weights"), "slim": True}
+        # Name the new files in their place.
         manifest["best"] = slim.get((manifest["best"] or last)["file"], manifest["best"])
         manifest["epochs"] = [slim.get(entry["file"], entry) for entry in manifest["epochs"]]
         self._publish(manifest | {"previous": None, "done": True})
 
-    def read(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def read(self, entry: Entry) -> SavedState:
         """The state that a manifest entry names. UserError (exit 3) when its bytes are not the committed ones."""
         path = self.path / entry["file"]
         try:
@@ -122,15 +144,17 @@ class Checkpoints:
             raise UserError(f"{path} is damaged (its SHA-256 is not the committed one); not touched", EXIT_DAMAGED)
         try:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file raises that only looks like ours
+        except Exception as error:  # a file of another kind makes torch raise almost anything
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is no state of this kit ({reason}); not touched", EXIT_DAMAGED) from None
+            raise UserError(
+                f"{path} is not a state that train.py wrote ({reason}); not touched", EXIT_DAMAGED
+            ) from None
         if not isinstance(state, dict) or not {"net", "step", "history"} <= state.keys():
-            raise UserError(f"{path} is no state of this kit; not touched", EXIT_DAMAGED)
+            raise UserError(f"{path} is not a state that train.py wrote; not touched", EXIT_DAMAGED)
         return state
 
-    def restore(self) -> tuple[dict[str, Any], str]:
-        """The last committed state, and a remark: when it is damaged the generation before it is used, and said."""
+    def restore(self) -> tuple[SavedState, str]:
+        """The last committed state and "", or, where it is damaged, the state before it and a remark that says so."""
         manifest = self.manifest()
         try:
             return self.read(manifest["last"]), ""
@@ -140,16 +164,20 @@ class Checkpoints:
             state = self.read(manifest["previous"])
             return state, f"{damaged}; going on from the state before it (step {state['step']})"
 
-    def _write(self, state: Snapshot, suffix: str) -> dict[str, Any]:
+    def _write(self, state: Snapshot, suffix: str = "") -> Entry:
+        """Write a new state file; a committed file is never overwritten. Returns its manifest entry."""
         stem = state.name + suffix
-        name, number = f"{stem}.pt", 2
-        while (self.path / name).exists():  # a committed file is never overwritten
-            name, number = f"{stem}_{number}.pt", number + 1
+        name = f"{stem}.pt"
+        number = 1
+        while (self.path / name).exists():
+            number += 1
+            name = f"{stem}_{number}.pt"
         write_atomic(self.path / name, state.data)
         digest = hashlib.sha256(state.data).hexdigest()
         return {"file": name, "sha256": digest, "bytes": len(state.data), "epoch": state.epoch, "step": state.step}
 
-    def _publish(self, manifest: dict[str, Any]) -> None:
+    def _publish(self, manifest: JsonObject) -> None:
+        """Replace the manifest, which commits it; then remove the state files that it no longer names."""
         write_atomic(self.path / MANIFEST, to_json(sealed(manifest)))
         named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
         keep = {entry["file"] for entry in named if entry}
@@ -157,16 +185,17 @@ class Checkpoints:
             if path.suffix == ".pt" and not path.is_symlink() and path.name not in keep:
                 path.unlink()
         for name in ("last", "best"):
-            with contextlib.suppress(OSError):  # a convenience for people; some file systems have no links
+            with contextlib.suppress(OSError):  # links are for people; some file systems have none
                 _link(self.path / f"{name}.pt", manifest[name])
 
     def clean(self) -> None:
-        """Remove temporary files that a killed run left. Only under the folder's lock."""
+        """Remove temporary files that a killed run left. The folder must be locked."""
         for path in self.path.glob(".tmp-*"):
             path.unlink(missing_ok=True)
 
 
-def _link(link: Path, entry: dict[str, Any] | None) -> None:
+def _link(link: Path, entry: Entry | None) -> None:
+    """Point a symbolic link at the file of `entry`, replacing the link that was there."""
     if entry:
         temporary = link.with_name(f".tmp-{link.name}")
         temporary.unlink(missing_ok=True)
@@ -183,24 +212,33 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def with_digest(kit: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """`kit` with the digest of the tensors and of the rest of `kit`, which says what their numbers mean."""
-    kit = {key: value for key, value in kit.items() if key != "digest"}
-    return kit | {"digest": sealed(kit | {"tensors": digest_tensors(tensors)})["digest"]}
+def weights_metadata(resolved: JsonObject) -> dict[str, object]:
+    """What a weights file says of its net and of the images it needs, from record/resolved.json."""
+    metadata = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
+    metadata |= {"tta": resolved["tta"]} if resolved["tta"] != "none" else {}
+    pinned = resolved["pinned"]
+    return metadata | {"classes": pinned["classes"], "normalisation": {key: pinned[key] for key in ("mean", "std")}}
 
 
-def weights_file(tensors: dict[str, Tensor], kit: dict[str, Any]) -> bytes:
+def with_digest(metadata: Mapping[str, object], tensors: dict[str, Tensor]) -> dict[str, object]:
+    """`metadata` with a digest of the tensors and of the rest of `metadata`, which says what their numbers mean."""
+    rest = {key: value for key, value in metadata.items() if key != "digest"}
+    return rest | {"digest": sealed(rest | {"tensors": digest_tensors(tensors)})["digest"]}
+
+
+def weights_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
     """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    return save(tensors, {"kit": json.dumps(with_digest(kit | {"format": FORMAT}, tensors), sort_keys=True)})
+    own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    complete = with_digest({**metadata, "format": FORMAT}, own)
+    return save(own, {"kit": json.dumps(complete, sort_keys=True)})
 
 
-def weights_kit(path: Path) -> dict[str, Any]:
-    """The `kit` metadata of a weights file, {} when it has none. UserError when it is no safetensors file."""
+def read_metadata(path: Path) -> JsonObject:
+    """The metadata of a weights file, {} when it has none. UserError when it is not a safetensors file."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {}).get("kit", "{}"))
@@ -210,13 +248,13 @@ def weights_kit(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable safetensors file ({error})", EXIT_DAMAGED) from None
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, kit) of a weights file that the kit wrote. UserError (exit 3) when the digest does not agree."""
-    kit = weights_kit(path)
-    if "digest" not in kit:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
+    """(tensors, metadata) of a weights file that the kit wrote. UserError (exit 3) when the digest does not agree."""
+    metadata = read_metadata(path)
+    if "digest" not in metadata:
         raise UserError(f"{path}: not written by train.py (no 'kit' metadata); give it as \"pretrain\" instead")
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    if with_digest(kit, tensors) != kit:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    if with_digest(metadata, tensors) != metadata:
         raise UserError(f"{path} is damaged (its content does not have the recorded digest)", EXIT_DAMAGED)
-    return tensors, kit
+    return tensors, metadata

@@ -1,22 +1,28 @@
-"""When the loop must give way: a signal came, a checkpoint is due, or somebody watches a progress bar."""
+"""When the loop must hand over control: a signal came, a checkpoint is due, or a progress bar is to be redrawn."""
 
 import os
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine.distributed import World
-from engine.loop import Epoch, Event, Step
+from engine.events import Epoch, Event, Step
 from utils import UserError
 
-SAVE, SIGNALLED = 2, 100  # answers, the more urgent the larger
+if TYPE_CHECKING:  # imported when a bar is shown: on a terminal alone
+    from tqdm import tqdm
+
+# What a process asks for, the more urgent the larger. The largest wish of all processes counts.
+NOTHING, SHOW, SAVE = 0, 1, 2
+SIGNALLED = 100  # plus the number of the signal
+SHOW_SECONDS = 0.5  # between two drawings of the progress bar
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(UserError):
-    """A signal asked for the end, and the state is saved. The process exits with 128 + its number."""
+    """The state is saved because a signal asked the run to end. The process exits with 128 + the signal's number."""
 
     prefix = ""
 
@@ -26,7 +32,7 @@ class Interrupted(UserError):
 
 
 class Paused(Interrupted):
-    """As far as --until asked. The process exits with 0."""
+    """The epoch of --until is reached, and the state is saved. The process exits with 0."""
 
     def __init__(self, epoch: int, step: int):
         UserError.__init__(
@@ -40,28 +46,39 @@ class Control:
     def __init__(self, checkpoint_minutes: float, world: World):
         self.world = world
         self.number = 0  # of a signal that came to this process
-        self.answer = 0
+        self.answer = NOTHING  # of the last `wants()`
         self.interval = checkpoint_minutes * 60
-        self.saved = self.shown = time.monotonic()
+        self.saved = time.monotonic()
+        self.shown = time.monotonic()
         self.watched = sys.__stderr__ is not None and sys.__stderr__.isatty()
+        self.handlers: dict[signal.Signals, object] = {}  # the ones that were there before `open`
+
+    def open(self) -> None:
+        """Catch signals from now on."""
         self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Put the signal handlers back that were there before."""
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType] # what signal.signal returned
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            os._exit(128 + number)  # asked twice: at once, the last commit stands
+            os._exit(128 + number)  # the second signal ends the process at once; the last commit stands
         self.number = number
 
     def wants(self) -> bool:
-        """Whether the loop must give way now."""
+        """True when the loop must hand over control now."""
         now = time.monotonic()
-        wish = SAVE if now - self.saved >= self.interval else int(self.watched and now - self.shown > 0.5)
-        self.answer = self.world.agree(SIGNALLED + self.number if self.number else wish)
-        return self.answer > 0
+        wish = NOTHING
+        if self.watched and now - self.shown > SHOW_SECONDS:
+            wish = SHOW
+        if now - self.saved >= self.interval:
+            wish = SAVE
+        if self.number:
+            wish = SIGNALLED + self.number
+        self.answer = self.world.agree(wish)
+        return self.answer > NOTHING
 
     @property
     def signal(self) -> int:
@@ -70,21 +87,24 @@ class Control:
 
     @property
     def save_due(self) -> bool:
-        """Whether the state is to be committed, as of the last `wants()`."""
+        """True when the state is to be committed, as of the last `wants()`."""
         return self.answer >= SAVE
 
-    def saved_now(self) -> None:
+    def note_save(self) -> None:
+        """The state has been saved: `checkpoint_minutes` count from now."""
         self.saved = time.monotonic()
 
 
 class Bar:
-    """A tqdm bar per epoch on a terminal; nothing elsewhere."""
+    """A progress bar per epoch on a terminal; nothing elsewhere."""
 
     def __init__(self, control: Control, num_batches: int):
-        self.control, self.num_batches = control, num_batches
-        self.bar: Any = None
+        self.control = control
+        self.num_batches = num_batches
+        self.bar: tqdm | None = None
 
     def show(self, event: Event, epoch_step: int) -> None:
+        """Draw how far the epoch is that began at step `epoch_step`."""
         if not self.control.watched:
             return
         self.control.shown = time.monotonic()

@@ -1,324 +1,335 @@
-"""What a start means for the folder it finds: start, continue, extend, nothing to do, or refuse. No torch."""
+"""What a start of train.py means for the folder: start, continue, extend, nothing to do, or refuse. No torch."""
 
-import json
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import params as params_module
+from folder.arguments import Request
 from folder.folder import Folder
-from folder.history import history_csv
 from folder.locate import find_data, find_weights
 from folder.manifest import read_manifest
 from folder.provenance import changed_files, run_frozen, same
-from include import (
-    CHECKPOINTS,
-    EXIT_DAMAGED,
-    EXIT_NONFINITE,
-    HISTORY_CSV,
-    META,
-    METRICS_BEST,
-    METRICS_LAST,
-    PARAMS,
-    TRAIN_HISTORY_PNG,
-)
+from include import CHECKPOINTS, EXIT_DAMAGED, EXIT_NONFINITE, META, PARAMS
 from params import Params
-from utils import UserError, command, to_json
+from utils import JsonObject, UserError, command
 
+if TYPE_CHECKING:  # it imports torch
+    from engine.protocols import Loader
+
+# Parameters that may change between two starts of a run: they decide how it is carried out, not what comes out.
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
+# Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
+# Parameters whose null or "auto" the kit fills in at the first start.
 AUTOMATIC = {"im_sz", "n_clas", "device", "precision", "threads", "compile"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """What this start is going to do. Nothing has been written yet."""
 
     folder: Folder
-    verb: str  # "start", "continue" or "done"
+    request: Request
+    verb: Literal["start", "continue", "done"]
     params: Params
     data_dir: Path
-    overrides: dict[str, Any]
+    overrides: JsonObject  # of this command line and, when a run goes on, of those before it
     num_epochs: float  # how far to go, extensions included
-    command: list[str]  # the command line, to suggest variations of
-    written: dict[str, Any] | None = None  # the params.json to write into a new folder
-    pinned: dict[str, Any] = field(default_factory=dict)  # the choices of the first start
-    automatic: dict[str, Any] = field(default_factory=dict)  # parameters left to the kit, as they were asked for
+    written: JsonObject | None = None  # the params.json to write into a new folder
+    automatic: JsonObject = field(default_factory=dict)  # parameters left to the kit, as they were asked for
+    pinned: JsonObject = field(default_factory=dict)  # the choices of the first start
     extends: bool = False  # done before, and more epochs are wanted now
-    restart: bool = False
-    restore_file: Path | None = None
-    restore_name: str | None = None  # as given, so that the same command is known again
-    accepted: set[str] = field(default_factory=set)
-    remarks: list[str] = field(default_factory=list)
-    saved: dict[str, Any] | None = None  # the committed state that it goes on from
-    holds_run: bool = False  # of --find_lr: it looks at a folder that has state, as if it had none
+    restore_file: Path | None = None  # weights to start from
+    restore_name: str | None = None  # the same as given, so that the same command is known again
+    holds_run: bool = False  # of --find_lr: the folder has a run already, which stays as it is
+    remarks: tuple[str, ...] = ()  # to be logged when the training begins
 
-    def refuse(self, what: str, changes: list[str]) -> None:
-        """UserError that lists `changes` and the command to paste, unless --accept `what` was given."""
-        if not changes:
-            return
-        shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
-        if what in self.accepted:
-            self.remarks.append(f"going on with changed {what}, as accepted: {shown}")
-            return
-        way = "--code folder runs the frozen copy; " if what == "code" else ""
-        raise UserError(
-            f"{self.folder.path}: the {what} changed since this run began: {shown}. {way}to go on with the change: "
-            f"{command(*self.command, '--accept', what)}   or start over (the old attempt is kept): "
-            f"{command(*self.command, '--restart')}"
-        )
+    @property
+    def restart(self) -> bool:
+        return self.request.restart
 
-    def pin(self, params: Params, loaders: dict[str, Any], choice: dict[str, Any], machine: dict[str, str]) -> Params:
-        """Refuse other data or another kind of machine than the run began with; fill in what was automatic."""
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The kinds of change (params, data, code, machine) that --accept allows."""
+        return frozenset(self.request.accept or ())
+
+    @property
+    def command(self) -> list[str]:
+        """The command line, to suggest variations of."""
+        return ["python", "train.py", *drop_flags(self.request.argv)]
+
+    def add_remarks(self, remarks: Sequence[str]) -> Plan:
+        return replace(self, remarks=(*self.remarks, *remarks))
+
+    def pin(self, loaders: Mapping[str, Loader], choice: Mapping[str, object], machine: Mapping[str, object]) -> Plan:
+        """The plan with every automatic choice filled in, in `params` and in `pinned`.
+
+        UserError when the data or the kind of machine is another one than the run began with, unless accepted.
+        """
+        # The data: by the content of each split.
         data = {split: loader.fingerprint for split, loader in loaders.items()}
         began = self.pinned.get("data", data)
-        self.refuse("data", [f"the {split} images or labels" for split in data if began.get(split) != data[split]])
-        new = machine | choice
-        old = self.pinned.get("machine", {}) | self.pinned.get("choice", {}) if self.pinned else dict(new)
-        if "params" in self.accepted:  # a changed precision is a change of the parameters, not of the machine
-            old |= {key: new[key] for key in choice}
-        changes = [
-            f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)
-        ]
-        self.refuse("machine", changes)
+        remarks = refuse(
+            self, "data", [f"the {split} images or labels" for split in data if began.get(split) != data[split]]
+        )
+        # The machine and what was chosen for it.
+        changes = changed_machine(self, choice, machine)
+        remarks += refuse(self, "machine", changes)
         if changes:
-            self.remarks.append("not bitwise: on this machine the result may differ in the last bits")
+            remarks += ["not bitwise: on this machine the result may differ in the last bits"]
+        # What was automatic.
         loader = loaders["train"]
         filled = {"im_sz": loader.pinned["im_sz"], "n_clas": len(loader.classes)}
         filled |= {key: choice[key] for key in ("device", "precision", "threads", "compile")}
-        self.pinned = {
-            **loader.pinned,
-            "data": data,
-            "machine": machine,
-            "choice": choice,
-            "automatic": self.automatic,
-        }
-        return params.replace(**filled)
-
-    @property
-    def has_test(self) -> bool:
-        return (self.data_dir / "test").is_dir()
+        pinned = {**loader.pinned, "data": data, "machine": machine, "choice": choice, "automatic": self.automatic}
+        return replace(self, params=self.params.replace(**filled), pinned=pinned).add_remarks(remarks)
 
 
-def is_whole(folder: Folder) -> bool:
-    """Whether what is derived from the state is all there. Needs no torch; a digest is checked by who reads weights."""
-    try:
-        history = folder.history()
-        tables = (folder.path / HISTORY_CSV).read_text() == history_csv(history)
-        metrics = all("epoch" in folder.read(name) for name in (METRICS_BEST, METRICS_LAST)) if history else True
-        return tables and metrics and all(is_complete(folder.weights(which)) for which in ("best", "last"))
-    except (UserError, OSError, TypeError, ValueError, KeyError):
-        return False
-
-
-def mend(folder: Folder) -> list[str]:
-    """Write again, from the state, what has been damaged or removed since the run was done; what to say of it."""
-    from engine.session import derive_again
-
-    said = f"{folder.path}: history, metrics or weights were damaged or missing; they are written again from the state"
-    return [*derive_again(folder), said]
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a safetensors file has the length that its header promises."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends)
-
-
-def describe_prepared(loaders: dict[str, Any], as_json: bool) -> str:
-    """What --prepare prints."""
-    said = {split: loader.description for split, loader in loaders.items()}
-    return to_json(said).strip() if as_json else "\n".join([*said.values(), "prepared; the folder is as it was"])
-
-
-def result(folder: Folder) -> dict[str, Any]:
-    """What --json prints: status, metrics of the best epoch, paths."""
-    return {"status": folder.status(), "best": folder.read(METRICS_BEST), "weights": str(folder.weights("best"))}
-
-
-def closing_block(folder: Folder, data_dir: Path, has_test: bool) -> str:
-    """Where things are, and what to type next."""
-    best, history, path = folder.read(METRICS_BEST, {}), folder.history(), folder.path
-    values = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch" and value is not None)
-    split = [] if has_test else ["--split", "valid"]
-    return "\n".join(
-        [
-            f"best epoch {best.get('epoch')} of {history[-1]['epoch'] if history else 0}: {values}",
-            f"weights   {folder.weights('best')}",
-            f"curves    {path / TRAIN_HISTORY_PNG}   table {path / HISTORY_CSV}",
-            f"evaluate  {command('python', 'evaluate.py', '--data_dir', data_dir, '--model_dir', path, *split)}",
-            f"predict   {command('python', 'predict.py', '--model_dir', path)} IMAGE_OR_FOLDER",
-            f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, '--extend', 5)}",
-            f"compare   {command('python', 'synthesize_results.py', '--parent_dir', path.parent)}",
-        ]
+def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
+    """[] without `changes`; a remark when --accept `what` was given; else UserError with the command to paste."""
+    if not changes:
+        return []
+    shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+    if what in plan.accepted:
+        return [f"going on with changed {what}, as accepted: {shown}"]
+    frozen = "--code folder runs the frozen copy; " if what == "code" else ""
+    raise UserError(
+        f"{plan.folder.path}: the {what} changed since this run began: {shown}. {frozen}to go on with the change: "
+        f"{command(*plan.command, '--accept', what)}   or start over (the old attempt is kept): "
+        f"{command(*plan.command, '--restart')}"
     )
 
 
-def decide(folder: Folder, args: Any, overrides: dict[str, Any], argv: list[str]) -> Plan:
-    """The plan for `train.py argv` on `folder`. UserError for whatever the user must decide first."""
-    accepted = set(args.accept or [])
-    meta = folder.meta()
-    manifest = read_manifest(folder.path / CHECKPOINTS) if not args.restart else {}
-    if not args.restart:
-        folder.check_links()
-    if manifest and not meta:
-        raise UserError(f"{folder.path / META} is missing: bring it back, or start over with --restart", EXIT_DAMAGED)
-    began = bool(manifest)
-    recorded = params_module.deep_merge(meta.get("overrides", {}), overrides) if began else overrides
-    params, written = load_params(folder, args, recorded)
+# --- the decision -------------------------------------------------------------------------------------
+
+
+def decide(folder: Folder, request: Request) -> Plan:
+    """What `request` means for `folder`. UserError for whatever the user must decide first."""
+    # What does the folder hold?
+    meta, manifest = read_run(folder, request.restart)
+    has_run = bool(manifest)
+    # What is asked for? A run that goes on keeps the overrides of its earlier starts.
+    overrides = request.overrides
+    if has_run:
+        overrides = params_module.deep_merge(meta.get("overrides", {}), overrides)
+    params, written = load_params(folder, request.base, overrides)
     plan = Plan(
         folder=folder,
-        verb="continue" if began else "start",
+        request=request,
+        verb="continue" if has_run else "start",
         params=params,
-        data_dir=find_data(args.data_dir, params, meta.get("data_dir")),
-        overrides=recorded,
+        data_dir=find_data(request.data_dir, params, meta.get("data_dir")),
+        overrides=overrides,
         num_epochs=params.num_epochs,
-        command=["python", "train.py", *drop_flags(argv)],
         written=written,
-        automatic={
-            key: value for key, value in params.resolved().items() if key in AUTOMATIC and value in (None, "auto")
-        },
-        restart=args.restart,
-        accepted=accepted,
+        automatic={k: v for k, v in params.resolved().items() if k in AUTOMATIC and v in (None, "auto")},
     )
-    if args.find_lr:
-        return decide_range_test(plan, args, meta, began)
-    if not began:
-        if args.resume:
-            raise UserError(f"--resume: {folder.path} holds nothing to resume; leave --resume out to start it")
-        if args.extend:
-            raise UserError(f"--extend: {folder.path} has not been trained yet; set num_epochs instead")
-        plan.restore_file = find_weights(folder, args.restore_file) if args.restore_file else None
-        plan.restore_name = args.restore_file
-        return plan
-    if args.code == "folder":
-        run_frozen(folder, argv)
-    return decide_continuation(plan, args, meta, manifest)
+    # What is to be done?
+    if request.find_lr:
+        return decide_range_test(plan, meta, has_run)
+    if not has_run:
+        return decide_start(plan)
+    if request.code == "folder":
+        run_frozen(folder, list(request.argv))
+    return decide_continuation(plan, meta, manifest)
 
 
-def decide_range_test(plan: Plan, args: Any, meta: dict[str, Any], began: bool) -> Plan:
-    """A learning rate is a parameter of the whole run: it is looked for as the run began, whatever it has come to."""
-    wrong = [f"--{name}" for name in ("restart", "resume", "extend", "accept") if getattr(args, name)]
-    if wrong or args.code == "folder":
+def read_run(folder: Folder, restart: bool) -> tuple[JsonObject, JsonObject]:
+    """record/meta.json and the manifest of the checkpoints; no manifest when the run is to be started over."""
+    meta = folder.meta()
+    if restart:
+        return meta, {}
+    manifest = read_manifest(folder.path / CHECKPOINTS)
+    folder.check_links()
+    if manifest and not meta:
+        raise UserError(f"{folder.path / META} is missing: bring it back, or start over with --restart", EXIT_DAMAGED)
+    return meta, manifest
+
+
+def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
+    """--find_lr tests the net as it was when the run began, however far the run has come."""
+    given = plan.request
+    flags = {"restart": given.restart, "resume": given.resume, "extend": given.extend, "accept": given.accept}
+    wrong = [f"--{name}" for name, value in flags.items() if value]
+    if wrong or given.code == "folder":
         raise UserError(f"--find_lr looks for a learning rate and stops; leave {', '.join(wrong) or '--code'} out")
-    plan.verb, plan.holds_run = "start", began
-    plan.restore_name = args.restore_file or meta.get("restore_file")
-    plan.restore_file = find_weights(plan.folder, plan.restore_name) if plan.restore_name else None
-    return plan
+    return with_weights(replace(plan, verb="start", holds_run=has_run), given.restore_file or meta.get("restore_file"))
 
 
-def decide_continuation(plan: Plan, args: Any, meta: dict[str, Any], manifest: dict[str, Any]) -> Plan:
-    """The folder holds state: compare what is asked with what ran."""
-    folder, status = plan.folder, plan.folder.status()
-    resolved = folder.resolved()
-    plan.pinned = resolved.get("pinned", {})
-    if args.restore_file and args.restore_file != meta.get("restore_file"):
+def decide_start(plan: Plan) -> Plan:
+    """The folder holds no run, or starts over."""
+    path = plan.folder.path
+    if plan.request.resume:
+        raise UserError(f"--resume: {path} holds nothing to resume; leave --resume out to start it")
+    if plan.request.extend:
+        raise UserError(f"--extend: {path} has not been trained yet; set num_epochs instead")
+    return with_weights(plan, plan.request.restore_file)
+
+
+def with_weights(plan: Plan, restore_name: str | None) -> Plan:
+    """The plan that starts from the weights `restore_name`, if any. UserError when there are none of this name."""
+    path = find_weights(plan.folder, restore_name) if restore_name else None
+    return replace(plan, restore_file=path, restore_name=restore_name)
+
+
+def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> Plan:
+    """The folder holds a run: compare what is asked for with what ran."""
+    resolved = plan.folder.resolved()
+    check_flags(plan, meta, manifest)
+    # How far does it go, and what changed?
+    plan = replace(plan, pinned=resolved.get("pinned", {}), restore_name=meta.get("restore_file"))
+    plan, length_change = decide_length(plan, resolved["num_epochs"], manifest)
+    changes = [*length_change, *changed_params(plan.params, resolved, plan.pinned)]
+    done = manifest["done"]
+    goes_no_further = same(plan.num_epochs, manifest["num_epochs"])
+    # Nothing is left to do.
+    if done and goes_no_further:
+        if changes:
+            raise UserError(describe_other_params(plan, changes))
+        return replace(plan, verb="done")
+    # It goes on: no change may go unseen.
+    remarks = refuse(plan, "params", changes)
+    if "code" not in plan.accepted:
+        remarks += refuse(plan, "code", changed_files(plan.folder, resolved))
+    check_finite_end(plan.folder, changes)
+    # Its automatic choices stay. Extensions are in the saved state, so num_epochs stays the length first asked for.
+    params = fill_pinned(plan.params, resolved, plan.pinned)
+    if done or goes_no_further:
+        params = params.replace(num_epochs=resolved["num_epochs"])
+    return replace(plan, params=params, extends=done).add_remarks(remarks)
+
+
+def check_flags(plan: Plan, meta: JsonObject, manifest: JsonObject) -> None:
+    """UserError for a flag that makes no sense for a run that has come this far."""
+    given, path = plan.request, plan.folder.path
+    epoch = manifest["last"]["epoch"]
+    if given.restore_file and given.restore_file != meta.get("restore_file"):
         raise UserError(
-            f"--restore_file starts a new run, but {folder.path} holds one at epoch {manifest['last']['epoch']}: "
+            f"--restore_file starts a new run, but {path} holds one at epoch {epoch}: "
             f"leave it out to continue, or add --restart"
         )
-    plan.restore_name = meta.get("restore_file")
-    if args.until and not manifest["done"] and args.until <= (reached := manifest["last"]["epoch"]):
-        raise UserError(f"--until {args.until}: {folder.path} is at epoch {reached} already; leave it out to go on")
-    changes = changed_params(plan.params, resolved, plan.pinned)
-    done, asked = manifest["done"], plan.params.num_epochs
-    first, reached = resolved["num_epochs"], manifest["num_epochs"]
-    plan.num_epochs = reached
-    if args.extend:
-        plan.num_epochs = first + args.extend
-        if not done and not same(plan.num_epochs, reached):
-            raise UserError(f"--extend: {folder.path} is not done yet; finish it first: {command(*plan.command)}")
-        if done and plan.num_epochs < reached:
-            raise UserError(
-                f"--extend {args.extend:g}: {folder.path} has {reached:g} epochs ({first:g} + {reached - first:g})"
-            )
-    elif not (same(asked, first) or same(asked, reached)):
-        if done and asked > reached:
-            plan.num_epochs = asked
-        else:
-            changes = {"num_epochs": f"num_epochs {reached:g} -> {asked:g}"} | changes
-            plan.num_epochs = asked if "params" in plan.accepted else reached
-    if done and same(plan.num_epochs, reached):
-        if changes:
-            raise UserError(
-                f"{folder.path} is done, with other parameters: {'; '.join(changes.values())}. Train the new ones in a "
-                f"new folder: {command('python', 'train.py', '--base', folder.path, '--model_dir', 'NEW_FOLDER')}   "
-                "or start over here "
-                f"(the old attempt is kept): {command(*plan.command, '--restart')}"
-            )
-        plan.verb = "done"
-        return plan
-    plan.extends = done
-    plan.refuse("params", list(changes.values()))
-    if "code" not in plan.accepted:
-        plan.refuse("code", changed_files(folder, resolved))
+    if given.until and not manifest["done"] and given.until <= epoch:
+        raise UserError(f"--until {given.until}: {path} is at epoch {epoch} already; leave it out to go on")
+
+
+def decide_length(plan: Plan, first: float, manifest: JsonObject) -> tuple[Plan, list[str]]:
+    """The plan with its num_epochs, and the change of num_epochs when it is neither the same nor an extension.
+
+    `first`: the number of epochs that the run began with, before any extension.
+    """
+    asked, reached, done = plan.params.num_epochs, manifest["num_epochs"], manifest["done"]
+    if plan.request.extend:
+        return replace(plan, num_epochs=extended_length(plan, first, manifest)), []
+    if same(asked, first) or same(asked, reached):
+        return replace(plan, num_epochs=reached), []
+    if done and asked > reached:
+        return replace(plan, num_epochs=asked), []
+    num_epochs = asked if "params" in plan.accepted else reached
+    return replace(plan, num_epochs=num_epochs), [f"num_epochs {reached:g} -> {asked:g}"]
+
+
+def extended_length(plan: Plan, first: float, manifest: JsonObject) -> float:
+    """The number of epochs that --extend asks for. UserError when the run is not done, or already longer."""
+    extend, reached, done = plan.request.extend or 0, manifest["num_epochs"], manifest["done"]
+    path = plan.folder.path
+    if not done and not same(first + extend, reached):
+        raise UserError(f"--extend: {path} is not done yet; finish it first: {command(*plan.command)}")
+    if done and first + extend < reached:
+        raise UserError(f"--extend {extend:g}: {path} has {reached:g} epochs ({first:g} + {reached - first:g})")
+    return first + extend
+
+
+def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
+    path = plan.folder.path
+    return (
+        f"{path} is done, with other parameters: {'; '.join(changes)}. Train the new ones in a "
+        f"new folder: {command('python', 'train.py', '--base', path, '--model_dir', 'NEW_FOLDER')}   "
+        f"or start over here (the old attempt is kept): {command(*plan.command, '--restart')}"
+    )
+
+
+def check_finite_end(folder: Folder, changes: Sequence[str]) -> None:
+    """UserError when the run stopped at a non-finite loss and would do so again, since nothing changed."""
+    status = folder.status()
     if status.get("code") == EXIT_NONFINITE and not changes:
         raise UserError(
             f"{folder.path} stopped at a non-finite loss ({status['message']}). "
             "The same parameters give the same again: "
-            f"change one and add --accept params, or --restart",
+            "change one and add --accept params, or --restart",
             EXIT_NONFINITE,
         )
-    plan.params = fill_pinned(plan.params, resolved, plan.pinned)
-    if done or same(plan.num_epochs, reached):  # what came on top stands in the state, as extensions
-        plan.params = plan.params.replace(num_epochs=first)
-    return plan
 
 
-def load_params(folder: Folder, args: Any, overrides: dict[str, Any]) -> tuple[Params, dict[str, Any] | None]:
-    """The parameters, and the params.json to write when --base starts a new folder."""
+# --- parameters -----------------------------------------------------------------------------------------
+
+
+def load_params(folder: Folder, base: str | None, overrides: JsonObject) -> tuple[Params, JsonObject | None]:
+    """The parameters, and the params.json to write when `base` starts a new folder."""
     path = folder.path / PARAMS
-    if not args.base:
+    # Without --base: what the folder says.
+    if not base:
         if not path.exists():
             raise UserError(
                 f"{path}: no such file. An experiment is a folder with a params.json ({{}} will do); "
                 f"or start from another one: --base OTHER_FOLDER"
             )
         return params_module.load(folder.path, overrides), None
-    if not Path(args.base).exists():
-        raise UserError(f"--base {args.base}: no such experiment folder or JSON file")
-    written = {"base": params_module.relative_path(Path(args.base), folder.path), **overrides}
-    if path.exists():
-        if params_module.read(path) != written:
-            raise UserError(
-                f"--base: {path} is there already and says something else; leave --base out, or take a new --model_dir"
-            )
-        return params_module.load(folder.path, overrides), None
-    return params_module.from_written(written, folder.path), written
+    # With it: a params.json that names the base; the same command again finds it written.
+    if not Path(base).exists():
+        raise UserError(f"--base {base}: no such experiment folder or JSON file")
+    written = {"base": params_module.relative_path(Path(base), folder.path), **overrides}
+    if not path.exists():
+        return params_module.from_written(written, folder.path), written
+    if params_module.read(path) != written:
+        raise UserError(
+            f"--base: {path} exists already and holds other parameters; leave --base out, or give a new --model_dir"
+        )
+    return params_module.load(folder.path, overrides), None
 
 
-def changed_params(new: Params, resolved: dict[str, Any], pinned: dict[str, Any]) -> dict[str, str]:
-    """key -> "key old -> new" for every parameter that decides the result and is not what ran."""
+def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> list[str]:
+    """ "key old -> new" for every parameter that decides the result and is not what ran."""
     automatic = pinned.get("automatic", {})
-    changes = {}
+    changes = []
     for key, value in new.resolved().items():
         old = resolved.get(key)
         if key in EXECUTION_KEYS | NOT_COMPARED or same(old, value):
             continue
         if key in automatic and same(automatic[key], value):
             continue
-        changes[key] = f"{key} {old!r} -> {value!r}"
+        changes.append(f"{key} {old!r} -> {value!r}")
     return changes
 
 
-def fill_pinned(params: Params, resolved: dict[str, Any], pinned: dict[str, Any]) -> Params:
+def changed_machine(plan: Plan, choice: Mapping[str, object], machine: Mapping[str, object]) -> list[str]:
+    """ "key old -> new" for what differs from the kind of machine, and the choices for it, that the run began with."""
+    if not plan.pinned:
+        return []
+    new = {**machine, **choice}
+    old = plan.pinned.get("machine", {}) | plan.pinned.get("choice", {})
+    if "params" in plan.accepted:  # a changed precision is a change of the parameters, not of the machine
+        old |= choice
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+
+
+def fill_pinned(params: Params, resolved: JsonObject, pinned: JsonObject) -> Params:
     """`params` with every automatic choice of the first start in its place."""
     automatic = pinned.get("automatic", {})
     now = params.resolved()
     return params.replace(**{key: resolved[key] for key, auto in automatic.items() if same(now[key], auto)})
 
 
-def drop_flags(argv: list[str]) -> list[str]:
-    """The command line without what a suggestion adds itself."""
-    kept, skip = [], False
-    for word in argv:
-        if skip or word in ("--restart", "--resume"):
-            skip = False
-        elif word == "--accept":
-            skip = True
-        elif not word.startswith("--accept="):
+def drop_flags(argv: Sequence[str]) -> list[str]:
+    """The command line without the flags that a suggestion adds itself."""
+    kept = []
+    words = iter(argv)
+    for word in words:
+        if word == "--accept":
+            next(words, None)  # its value
+        elif word not in ("--restart", "--resume") and not word.startswith("--accept="):
             kept.append(word)
     return kept

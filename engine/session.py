@@ -1,51 +1,48 @@
-"""One training in one folder: what is written when it begins, at each event, and when it ends."""
+"""One training in one folder: what it starts from, and what is written when it begins, at each event and at its end."""
 
 import contextlib
 import logging
 import math
-from typing import Any
+from functools import partial
+from types import TracebackType
 
-from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
+from engine.checkpoint import Checkpoints, Snapshot, Writer, weights_file, weights_metadata
 from engine.control import Bar, Control, Interrupted, Paused
 from engine.distributed import World
-from engine.loop import Epoch, Event, NonFiniteLoss, Run, State, Step, check_finite
+from engine.events import Epoch, Event, Step
+from engine.failures import explain
+from engine.loop import Run, check_finite
 from engine.observers import make_observers
-from engine.plan import Plan, closing_block
+from engine.plan import Plan
+from engine.precision import Choice
 from engine.schedule import num_steps
-from folder.folder import Folder, now
-from folder.history import best_row, recorded_minimized
+from engine.state import Row, SavedState, Shard, State
+from engine.use.repair import write_derived
+from folder.closing import closing_block
+from folder.folder import now
+from folder.history import best_row
 from folder.provenance import snapshot, update_meta, write_meta
-from include import (
-    BATCH_PNG,
-    EXIT_BUG,
-    EXIT_DAMAGED,
-    EXIT_NONFINITE,
-    EXIT_SYSTEM,
-    FOLD,
-    RESOLVED,
-    TRAIN_HISTORY_PNG,
-    TRAIN_LOG,
-)
-from params import Params
+from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
 from report.image_sheets import save_batch_sheet
-from utils import UserError, describe_oserror, is_out_of_memory, read_tensors, reference_name, write_json
+from utils import UserError, read_tensors, write_json
 
 log = logging.getLogger("train")
 
 
-def committed(plan: Plan) -> dict[str, Any] | None:
-    """The state that the plan goes on from; None when it starts anew. Writes nothing."""
+# --- what it starts from ------------------------------------------------------------------------------
+
+
+def load_committed_state(plan: Plan) -> tuple[SavedState | None, list[str]]:
+    """The state that the plan goes on from, None when it starts anew; and remarks. Writes nothing."""
     if plan.verb != "continue":
-        return None
+        return None, []
     saved, remark = Checkpoints(plan.folder.path).restore()
-    plan.remarks += [remark] if remark else []
-    plan.saved = saved
-    return saved
+    return saved, [remark] if remark else []
 
 
-def restore(plan: Plan, state: State, saved: dict[str, Any] | None, world: World) -> None:
-    """Load what the plan starts from into `state`: the committed state, given weights, or nothing."""
+def restore(plan: Plan, state: State, saved: SavedState | None, world: World) -> list[str]:
+    """Load what the plan starts from into `state`: the saved state, given weights, or nothing. Returns remarks."""
     if saved:
         try:
             state.load_state_dict(saved, world.rank, world.size)
@@ -54,18 +51,18 @@ def restore(plan: Plan, state: State, saved: dict[str, Any] | None, world: World
             raise UserError(
                 f"{plan.folder.path}: the committed state does not fit this run: {reason}", EXIT_DAMAGED
             ) from None
-    elif plan.restore_file:
+        return []
+    if plan.restore_file:
         missing, unexpected = state.net.load_state_dict(read_tensors(plan.restore_file), strict=False)
         if state.ema:
             state.ema.module.load_state_dict(state.net.state_dict())
-        plan.remarks.append(
-            f"weights from {plan.restore_file}: {len(missing)} missing, {len(unexpected)} unexpected names"
-        )
+        return [f"weights from {plan.restore_file}: {len(missing)} missing, {len(unexpected)} unexpected names"]
+    return []
 
 
-def plan_steps(plan: Plan, params: Params, state: State, steps_per_epoch: int) -> tuple[int, int]:
-    """(steps of the run as first asked for, steps with all extensions). A new extension is noted in `state`."""
-    first = num_steps(params.num_epochs, steps_per_epoch)
+def plan_steps(plan: Plan, state: State, steps_per_epoch: int) -> tuple[int, int]:
+    """(steps of the run as first asked for, steps with all extensions). Notes a new extension in `state`."""
+    first = num_steps(plan.params.num_epochs, steps_per_epoch)
     if plan.extends:
         added = num_steps(plan.num_epochs, steps_per_epoch) - num_steps(state.num_epochs, steps_per_epoch)
         state.extensions = [*state.extensions, [state.step, state.step + added]]
@@ -73,178 +70,134 @@ def plan_steps(plan: Plan, params: Params, state: State, steps_per_epoch: int) -
     return first, state.extensions[-1][1] if state.extensions else first
 
 
-def kit_of(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What a weights file says of its net and of the images it wants."""
-    kit = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
-    pinned = resolved["pinned"]
-    kit |= {"tta": resolved["tta"]} if resolved["tta"] != "none" else {}
-    return kit | {"classes": pinned["classes"], "normalisation": {key: pinned[key] for key in ("mean", "std")}}
-
-
-def derive_again(folder: Folder, saved: dict[str, Any] | None = None) -> list[str]:
-    """Write history, metrics and exported weights again from the committed states; what is damaged is said.
-
-    `saved`: the state to go on from, when it is not the last one. UserError (exit 3) when the best weights are lost.
-    """
-    checkpoints, resolved, minimized = Checkpoints(folder.path), folder.resolved(), recorded_minimized(folder.meta())
-    manifest, metric = checkpoints.manifest(), reference_name(resolved["best_metric"])
-    saved = saved or checkpoints.read(manifest["last"])
-    best = best_row(saved["history"], metric, minimized)
-    folder.derive(saved["history"], best)
-    closed = manifest["epochs"] or [entry for entry in [manifest["last"]] if entry["file"].startswith("epoch_")]
-    remarks = []
-    for which, entry in (("best", manifest["best"]), ("last", closed[-1] if closed else None)):
-        if not entry:
-            continue
-        try:
-            held = checkpoints.read(entry)
-        except UserError as damaged:
-            if entry["epoch"] <= saved["epoch"]:  # not trained again: the exported file is what is left of it
-                read_weights(folder.weights(which))
-                remarks.append(f"{damaged}; {folder.weights(which)} is whole and stays")
-            continue
-        folder.write_weights(which, weights_file(held["ema"] or held["net"], kit_of(resolved)))
-    return remarks
+# --- what is written ----------------------------------------------------------------------------------
 
 
 class Session:
     """Writes what `plan`, `run` and `state` give into the experiment folder. On ranks other than 0, writes nothing.
 
     A context manager: entering makes the first writes, once everything has been built and checked; leaving
-    says in status.json how it ended, whichever way that is.
+    records in status.json how the run ended, also when an exception ended it.
     """
 
-    def __init__(self, plan: Plan, params: Params, run: Run, state: State, control: Control, args: Any, choice: str):
-        self.plan, self.params, self.run, self.state, self.control = plan, params, run, state, control
-        run.wants_control = control.wants
-        self.args, self.choice = args, choice
-        self.folder: Folder = plan.folder
-        self.checkpoints, self.writer = Checkpoints(self.folder.path), Writer()
+    def __init__(self, plan: Plan, run: Run, state: State, control: Control):
+        self.plan = plan
+        self.run = run
+        self.state = state
+        self.control = control
+        self.folder = plan.folder
+        self.checkpoints = Checkpoints(plan.folder.path)
+        self.writer = Writer()
         self.bar = Bar(control, run.train_loader.num_batches)
-        path = self.folder.path
-        self.observers = make_observers(params.observers, path, params, state.step) if run.world.is_main else []
-        self.kit: dict[str, Any] = {}  # see kit_of
+        resolved = plan.params.resolved()
+        self.resolved = resolved | {"pinned": plan.pinned}
+        self.metadata = weights_metadata(self.resolved)
+        is_main = run.world.is_main
+        self.observers = (
+            make_observers(plan.params.observers, plan.folder.path, plan.params, state.step) if is_main else []
+        )
 
     def __enter__(self) -> "Session":
-        if not self.run.world.is_main:
-            return self
-        plan, loader, state, pinned = self.plan, self.run.train_loader, self.state, self.plan.pinned
-        if plan.restart and (moved := self.folder.move_aside()):
-            plan.remarks.append(f"the earlier attempt is in {moved}")
-        self.folder.create(plan.written, self.args.scratch_dir)
-        self.folder.open_log(to_stderr=self.args.json)
+        self.control.open()
+        try:
+            if self.run.world.is_main:
+                self._begin()
+        except BaseException:
+            self.control.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        """Make the folder, record what is going to run, and greet."""
+        plan, loader, state = self.plan, self.run.train_loader, self.state
+        # The folder: an earlier attempt is moved aside, the log is opened.
+        moved = self.folder.move_aside() if plan.restart else None
+        self.folder.create(plan.written, plan.request.scratch_dir)
+        self.folder.open_log(to_stderr=plan.request.json)
         self.checkpoints.clean()
-        resolved = self.params.resolved() | {"pinned": pinned}
-        self.kit = kit_of(resolved)
-        snapshot(self.folder, resolved, state.step)
-        write_json(self.folder.path / RESOLVED, resolved)
-        write_meta(self.folder, overrides=plan.overrides, data_dir=str(plan.data_dir.resolve()), data=pinned["data"],
-                   seed=self.params.seed, device=pinned["machine"], restore_file=plan.restore_name,
-                   minimize=self.run.minimized, num_parameters=self._num_parameters(),
-                   from_step=state.step, accepted=sorted(plan.accepted) or None)  # fmt: skip
+        # What runs: code, parameters, versions, data, augmentation.
+        snapshot(self.folder, self.resolved, state.step)
+        write_json(self.folder.path / RESOLVED, self.resolved)
+        write_meta(
+            self.folder,
+            overrides=plan.overrides,
+            data_dir=str(plan.data_dir.resolve()),
+            data=plan.pinned["data"],
+            seed=plan.params.seed,
+            device=plan.pinned["machine"],
+            restore_file=plan.restore_name,
+            minimize=self.run.minimized,
+            num_parameters=count_parameters(self.run),
+            from_step=state.step,
+            accepted=sorted(plan.accepted) or None,
+        )
         self.folder.write_augmentation(loader.augmentation)
         if loader.fold:
             write_json(self.folder.path / FOLD, loader.fold)
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
         if state.step == 0:
             save_batch_sheet(self.folder.path / BATCH_PNG, loader)
-        self._say_hello()
-        return self
-
-    def _num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.run.net.parameters())
-
-    def _say_hello(self) -> None:
-        lines = [*self.plan.remarks, self.run.train_loader.description]
-        lines += [f"net: {self.params.arch}, {self._num_parameters():,} parameters", f"machine: {self.choice}"]
-        lines += [self.run.weights_report] if self.run.weights_report and self.plan.verb == "start" else []
-        lines += [f"no effect: {line}" for line in self.plan.params.no_effect()]
-        if self.plan.verb == "continue":
-            # A kill may have come between a commit and what is derived from it.
-            lines += derive_again(self.folder, self.plan.saved)
-            lines.append(
-                f"continuing at epoch {self.state.epoch + 1}, step {self.state.step} of {self.run.total_steps}"
-            )
-        if self.plan.extends:
-            start, end = self.state.extensions[-1]
-            rates = [
-                group["initial_lr"] * self.run.schedule.multiplier(start) for group in self.run.optimizer.param_groups
-            ]
-            lines.append(f"extension: steps {start} to {end}, learning rate on a cosine from {max(rates):g} to 0")
-        for line in lines:
+        # A kill may have come between a commit and the files that are derived from it.
+        rewritten = write_derived(self.folder, state.history, state.epoch) if plan.verb == "continue" else []
+        if moved:
+            plan = plan.add_remarks([f"the earlier attempt is in {moved}"])
+        for line in greeting(plan, self.run, state, rewritten):
             log.info("%s", line)
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self._leave(error)
         finally:
-            self.control.close()  # a signal that comes while the end is written does not break it off
+            self.control.close()  # a signal that comes while the end is being written does not interrupt it
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _leave(self, raised: BaseException | None) -> None:
+        """Record how the run ended. Raises what the user is to be told, where that is another error than `raised`."""
         self.run.world.leave()
-        raised = error
+        error = self._close(raised)
+        if error is not None and error is not raised:
+            raise error from None
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """Write the end of the run. Returns the error that ended it, explained, or None when the run is done."""
         if not self.run.world.is_main:
-            if raised and (error := self._explained(raised)) is not raised:
-                raise error from None
-            return
+            return explain(error, self.run) if error else None
         try:
             self.writer.wait()
             if error is None:
                 self._finish()
-                return
+                return None
         except Exception as failure:  # what could not be written
             error = failure
-        error = self._explained(error)
+        error = explain(error, self.run)
         is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        is_expected = isinstance(error, UserError) or is_interrupted
         code = error.code if isinstance(error, UserError) else EXIT_BUG
-        known = isinstance(error, UserError) or is_interrupted
-        logging.getLogger("train.file").error("%s", error, exc_info=None if known else error)
-        with contextlib.suppress(OSError):  # a full disk: the reason is said by the error itself
+        logging.getLogger("train.file").error("%s", error, exc_info=None if is_expected else error)
+        with contextlib.suppress(OSError):  # a full disk: `error` says so already
             self._stop("interrupted" if is_interrupted else "failed", str(error) or type(error).__name__, code)
-        if error is not raised:
-            raise error from None
-
-    def _explained(self, error: BaseException) -> BaseException:
-        """The UserError that says what to do about it, for what is nobody's bug."""
-        if isinstance(error, NonFiniteLoss):
-            return UserError(f"{error}{self._batch_of(error)}", EXIT_NONFINITE)
-        if isinstance(error, OSError):
-            return UserError(describe_oserror(error), EXIT_SYSTEM)
-        if self.run.world.is_lost(error):
-            reason = " ".join(str(error).split())[-160:]
-            return UserError(f"another process of this run ended ({reason}); the same command continues", EXIT_SYSTEM)
-        if is_out_of_memory(error):
-            size, accumulate = self.params.batch_size, self.params.accumulate
-            ways = f"try --accumulate={2 * accumulate} (the same step in smaller parts), or a smaller batch_size"
-            return UserError(f"out of memory with batch_size {size}, accumulate {accumulate}: {ways}", EXIT_SYSTEM)
         return error
-
-    def _batch_of(self, error: NonFiniteLoss) -> str:
-        """The files of the batch where it happened: some in the message, all in train.log."""
-        if error.epoch is None or error.step is None or not self.run.world.is_main:
-            return ""
-        files = self.run.train_loader.files(error.epoch, error.step)
-        logging.getLogger("train.file").error("the batch of that step: %s", " ".join(files))
-        more = f" and {len(files) - 3} more, listed in {TRAIN_LOG}" if len(files) > 3 else ""
-        return f". Its batch: {', '.join(files[:3])}{more}"
 
     def record(self, event: Event) -> None:
         """Commit when an epoch is over, a signal came or a checkpoint is due; log, plot, show. Raises Interrupted."""
         is_epoch = isinstance(event, Epoch)
         if is_epoch:
             self.control.wants()  # a signal that comes later waits for the next event
+        # Commit and show.
         save = is_epoch or self.control.save_due
         shards = self.run.world.gather(self.state.shard()) if save and not is_epoch else None
         if save:
-            self.control.saved_now()
+            self.control.note_save()
         if self.run.world.is_main:
             self._write(event, save, shards)
+        # Stop where a signal or --until asks for it.
         if self.control.signal:
             raise Interrupted(self.control.signal, self.state.step)
-        if is_epoch and event.epoch >= (self.args.until or math.inf) and self.state.step < self.run.total_steps:
+        until = self.plan.request.until or math.inf
+        if is_epoch and event.epoch >= until and self.state.step < self.run.total_steps:
             raise Paused(event.epoch, self.state.step)
 
-    def _write(self, event: Event, save: bool, shards: list[dict[str, Any]] | None) -> None:
+    def _write(self, event: Event, save: bool, shards: list[Shard] | None) -> None:
+        """Commit `event` if it is to be saved, show it to the observers, and renew status.json."""
         self.bar.show(event, self.state.epoch_step)
         if self.writer.failed:
             self.writer.wait()  # raises
@@ -261,24 +214,19 @@ class Session:
                     observer.step(event)
         self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
 
-    def _commit(self, epoch: Epoch | None = None, shards: list[dict[str, Any]] | None = None) -> None:
-        """Have the state of this instant written. `epoch`: it stands right after an evaluation."""
+    def _commit(self, epoch: Epoch | None = None, shards: list[Shard] | None = None) -> None:
+        """Have the state of this instant written, in the writer's thread. `epoch`: it has just been evaluated."""
         check_finite(self.state)
-        weights = weights_file(self.state.eval_net.state_dict(), self.kit) if epoch else None
+        weights = weights_file(self.state.eval_net.state_dict(), self.metadata) if epoch else None
         is_best = epoch is not None and epoch.is_best
         state = Snapshot.of(self.state.state_dict(shards))
-        self.writer.submit(self._save, state, weights, self.state.history, self._best_row(), is_best)
+        self.writer.submit(partial(self._save, state, weights, self.state.history, self._best_row(), is_best))
 
     def _save(
-        self,
-        state: Snapshot,
-        weights: bytes | None,
-        history: list[dict[str, Any]],
-        best: dict[str, Any] | None,
-        is_best: bool,
+        self, state: Snapshot, weights: bytes | None, history: list[Row], best: Row | None, is_best: bool
     ) -> None:
         """In the writer's thread: first the commit, then what is derived from it."""
-        keep_last = self.params.keep_last
+        keep_last = self.plan.params.keep_last
         self.checkpoints.commit(state, epoch_done=weights is not None, is_best=is_best, keep_last=keep_last)
         self.folder.derive(history, best)
         if weights:
@@ -286,21 +234,23 @@ class Session:
         if weights and is_best:
             self.folder.write_weights("best", weights)
 
-    def _best_row(self) -> dict[str, Any] | None:
+    def _best_row(self) -> Row | None:
         return best_row(self.state.history, self.run.best_metric, self.run.minimized)
 
     def _finish(self) -> None:
-        """The run is done: slim checkpoints, and what to type next."""
+        """The run is done: slim its checkpoints, and print what comes next."""
         self.checkpoints.finish()
-        stopped = self.state.step < self.run.total_steps
-        reason = f"stopped early: {self.params.early_stopping.monitor_metric} no longer improved" if stopped else ""
+        rule = self.plan.params.early_stopping
+        reason = ""
+        if rule and self.state.step < self.run.total_steps:
+            reason = f"stopped early: {rule.monitor_metric} no longer improved"
         self._stop("done", reason)
         if reason:
             log.info("%s", reason)
-        log.info("%s", closing_block(self.folder, self.plan.data_dir, self.plan.has_test))
+        log.info("%s", closing_block(self.folder, self.plan.data_dir))
 
     def _stop(self, status: str, message: str, code: int = 0) -> None:
-        """Close the observers, say in status.json how it ended, and draw the last figure."""
+        """Close the observers, record in status.json how it ended, and draw the last figure."""
         self.bar.close()
         for observer in self.observers:
             observer.close()
@@ -309,6 +259,32 @@ class Session:
         if best := self._best_row():
             figure = self.folder.path / TRAIN_HISTORY_PNG
             save_history_figure(figure, self.state.history, self.run.best_metric, best["epoch"])
+
+
+# --- what is said -------------------------------------------------------------------------------------
+
+
+def count_parameters(run: Run) -> int:
+    return sum(parameter.numel() for parameter in run.net.parameters())
+
+
+def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[str]:
+    """The first lines of the log. `rewritten`: remarks about the files that are derived from the state."""
+    # What was remarked so far, and what runs.
+    lines = [*plan.remarks, run.train_loader.description]
+    lines += [f"net: {plan.params.arch}, {count_parameters(run):,} parameters"]
+    lines += [f"machine: {Choice(**plan.pinned['choice']).describe()}"]
+    lines += [run.weights_report] if run.weights_report and plan.verb == "start" else []
+    lines += [f"no effect: {line}" for line in plan.params.no_effect()]
+    # Where it goes on.
+    if plan.verb == "continue":
+        lines += rewritten
+        lines += [f"continuing at epoch {state.epoch + 1}, step {state.step} of {run.total_steps}"]
+    if plan.extends:
+        start, end = state.extensions[-1]
+        rate = max(group["initial_lr"] for group in run.optimizer.param_groups) * run.schedule.multiplier(start)
+        lines += [f"extension: steps {start} to {end}, learning rate on a cosine from {rate:g} to 0"]
+    return lines
 
 
 def describe(event: Epoch, num_epochs: float) -> str:

@@ -1,12 +1,16 @@
 """The command lines of the root scripts: flags of their own, and any parameter by its dotted name. No torch."""
 
+from __future__ import annotations
+
 import argparse
 import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from params import parse_overrides
-from utils import UserError
+from utils import JsonObject, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,3 +75,32 @@ def train_parser(doc: str | None) -> Parser:
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
     return parser
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line of train.py asks for; train_parser explains each flag."""
+
+    data_dir: str | None = None
+    base: str | None = None
+    restore_file: str | None = None
+    extend: float | None = None
+    until: int | None = None
+    restart: bool = False
+    resume: bool = False
+    accept: Sequence[str] | None = None
+    code: str = "tree"
+    find_lr: bool = False
+    prepare: bool = False
+    scratch_dir: Path | None = None
+    cache_dir: Path | None = None
+    json: bool = False
+    overrides: JsonObject = field(default_factory=dict)  # the parameters changed on the command line
+    argv: Sequence[str] = ()  # all its words, to suggest variations of it
+
+    @classmethod
+    def of(cls, flags: argparse.Namespace, overrides: JsonObject, argv: Sequence[str]) -> Request:
+        """The request of a command line that has been parsed; its other flags are left out."""
+        names = {entry.name for entry in fields(cls)}
+        known = {name: value for name, value in vars(flags).items() if name in names}
+        return cls(**known, overrides=overrides, argv=argv)

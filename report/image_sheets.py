@@ -7,7 +7,7 @@ import io
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from report.figures import shorten
 from utils import write_atomic
@@ -26,10 +26,15 @@ FONT_SIZE = 11
 class ImageBatches(Protocol):
     """What a sheet needs of a data loader."""
 
-    classes: Sequence[str]
-    pinned: Mapping[str, Sequence[float]]  # with "mean" and "std", the normalisation of the images
+    @property
+    def classes(self) -> Sequence[str]: ...
 
-    def batches(self, epoch: int) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    @property
+    def pinned(self) -> Mapping[str, Any]:
+        """With "mean" and "std", the normalisation of the images."""
+        ...
+
+    def batches(self, epoch: int, /) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """(images, labels, positions, weights) of each batch."""
         ...
 

@@ -164,7 +164,7 @@ def with_rate(params: Params, rate: float) -> str:
     return f"--learning_rate={rate:g}"
 
 
-def next_command(plan: Plan, args: Any, rate: float) -> str:
+def next_command(plan: Plan, rate: float) -> str:
     """The command that trains with `rate`: this folder, or a new one when it holds a run already."""
     where = (
         ["--base", plan.folder.path, "--model_dir", "NEW_FOLDER"]
@@ -173,7 +173,7 @@ def next_command(plan: Plan, args: Any, rate: float) -> str:
     )
     words = ["--data_dir", plan.data_dir, *where]
     words += ["--restore_file", plan.restore_file] if plan.restore_file else []
-    words += ["--cache_dir", args.cache_dir] if args.cache_dir else []
+    words += ["--cache_dir", plan.request.cache_dir] if plan.request.cache_dir else []
     others = {key: value for key, value in plan.overrides.items() if key not in ("learning_rate", "lr_schedule")}
     words += [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flatten(others).items()
@@ -184,7 +184,7 @@ def next_command(plan: Plan, args: Any, rate: float) -> str:
 # --- the whole test -------------------------------------------------------------------------------------
 
 
-def find_lr(plan: Plan, args: Any, run: Run, state: State) -> str:
+def find_lr(plan: Plan, run: Run, state: State) -> str:
     """Test, write record/lr_find.json and lr_find.png, and give what is to be printed: "" on ranks other than 0."""
     params = run.params
     curve = range_test(run, state)
@@ -202,7 +202,7 @@ def find_lr(plan: Plan, args: Any, run: Run, state: State) -> str:
         "ended": curve.ended,
         "remark": remark(curve),
         "figure": str(path / LR_FIND_PNG),
-        "command": next_command(plan, args, found["valley"]),
+        "command": next_command(plan, found["valley"]),
     }
     (path / RECORD).mkdir(parents=True, exist_ok=True)
     if plan.written is not None:
@@ -212,7 +212,7 @@ def find_lr(plan: Plan, args: Any, run: Run, state: State) -> str:
     write_json(path / LR_FIND, result | about | {"overrides": plan.overrides} | columns)
     title = f"{params.arch}, {params.optimizer}, batches of {params.batch_size}"
     save_figure(path / LR_FIND_PNG, curve, found, peak_rate(params), title)
-    return to_json(result) if args.json else describe(result)
+    return to_json(result) if plan.request.json else describe(result)
 
 
 def describe(result: dict[str, Any]) -> str:

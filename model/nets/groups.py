@@ -1,6 +1,7 @@
 """Layer groups: the parts of a net that get learning rates of their own, and that can be frozen at first."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -107,3 +108,22 @@ def _num_parameters(module: nn.Module) -> int:
 def _children(module: nn.Module) -> list[nn.Module]:
     """Its direct children that hold parameters."""
     return [child for child in module.children() if next(child.parameters(), None) is not None]
+
+
+def optimizer_groups(net: nn.Module, params: Params) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: one learning rate per layer group, earliest layers first.
+
+    Matrices and filters decay, biases and norm gains (ndim < 2) do not. UserError when the number of rates is wrong.
+    """
+    layers = layer_groups(net)
+    rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(layers)
+    if len(rates) != len(layers):
+        raise UserError(f"learning_rate: {len(rates)} rates for {len(layers)} layer groups; give one, or {len(layers)}")
+    groups: list[dict[str, Any]] = []
+    for number, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
+        # With lr_schedule the rates are absolute, and a list of rates gives the proportions.
+        initial = rate / max(rates) if params.lr_schedule else rate
+        group = {"lr": initial, "initial_lr": initial, "layer_group": number}
+        groups.append(group | {"params": [p for p in layer if p.ndim >= 2], "weight_decay": params.wd})
+        groups.append(group | {"params": [p for p in layer if p.ndim < 2], "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

@@ -142,7 +142,7 @@ def test_no_payload_runs_wherever_weights_or_states_are_read(tmp_path):
         (done / "checkpoints/manifest.json").write_text(to_json(sealed(forged)))
         code, printed = call("train", "--data_dir", data, "--model_dir", done)
         assert code == 3, f"{name}: {code} {printed}"
-        assert "no state of this kit" in printed, f"{name}: {code} {printed}"
+        assert "not a state that train.py wrote" in printed, f"{name}: {code} {printed}"
         assert not marker.exists(), f"{name} ran as a checkpoint"
         state.write_bytes(kept[0])
         (done / "checkpoints/manifest.json").write_bytes(kept[1])

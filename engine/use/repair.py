@@ -1,0 +1,90 @@
+"""The files that are derived from the committed state: are history, metrics and exported weights whole? Rewrite them.
+
+Importing this module imports no torch: a folder that is done and whole is told so at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from folder.folder import Folder
+from folder.history import best_row, history_csv, recorded_minimized
+from include import HISTORY_CSV, METRICS_BEST, METRICS_LAST
+from utils import UserError, reference_name
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoints, Entry
+    from engine.state import Row
+
+
+def is_whole(folder: Folder) -> bool:
+    """True when no derived file is missing or cut off. Digests are verified when the weights are loaded."""
+    try:
+        history = folder.history()
+        tables = (folder.path / HISTORY_CSV).read_text() == history_csv(history)
+        metrics = all("epoch" in folder.read(name) for name in (METRICS_BEST, METRICS_LAST)) if history else True
+        return tables and metrics and all(has_promised_length(folder.weights(which)) for which in ("best", "last"))
+    except (UserError, OSError, TypeError, ValueError, KeyError):
+        return False
+
+
+def has_promised_length(path: Path) -> bool:
+    """True when a safetensors file has the length that its header promises."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + length + max(ends)
+
+
+def repair(folder: Folder) -> list[str]:
+    """Write the derived files of a run that is done again, from its state. Returns remarks for the user."""
+    from engine.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder.path)
+    state = checkpoints.read(checkpoints.manifest()["last"])
+    remarks = write_derived(folder, state["history"], state["epoch"])
+    return [
+        *remarks,
+        f"{folder.path}: history, metrics or weights were damaged or missing; they are written again from the state",
+    ]
+
+
+def write_derived(folder: Folder, history: list[Row], epoch: int) -> list[str]:
+    """Write history, metrics and exported weights of the state that has `history` and `epoch`. Returns remarks.
+
+    A damaged state of an epoch that will not be trained again is a remark as long as its exported weights are whole;
+    UserError (exit 3) when they are lost too.
+    """
+    from engine.checkpoint import Checkpoints
+
+    # History and metrics.
+    resolved = folder.resolved()
+    best = best_row(history, reference_name(resolved["best_metric"]), recorded_minimized(folder.meta()))
+    folder.derive(history, best)
+    # Weights: of the best epoch, and of the last one that has ended.
+    checkpoints = Checkpoints(folder.path)
+    manifest = checkpoints.manifest()
+    ended = manifest["epochs"] or [entry for entry in [manifest["last"]] if entry["file"].startswith("epoch_")]
+    remarks = []
+    for which, entry in (("best", manifest["best"]), ("last", ended[-1] if ended else None)):
+        if entry:
+            remarks += export_weights(folder, which, checkpoints, entry, epoch)
+    return remarks
+
+
+def export_weights(folder: Folder, which: str, checkpoints: Checkpoints, entry: Entry, epoch: int) -> list[str]:
+    """Write weights/`which` from the state that `entry` names; see write_derived for damaged ones. Returns remarks."""
+    from engine.checkpoint import read_weights, weights_file, weights_metadata
+
+    try:
+        state = checkpoints.read(entry)
+    except UserError as damaged:
+        if entry["epoch"] > epoch:  # this epoch will be trained again
+            return []
+        read_weights(folder.weights(which))  # UserError when they are damaged too
+        return [f"{damaged}; {folder.weights(which)} is whole and stays"]
+    folder.write_weights(which, weights_file(state["ema"] or state["net"], weights_metadata(folder.resolved())))
+    return []

@@ -1,0 +1,44 @@
+"""What train.py prints when it has done what it was asked for."""
+
+from pathlib import Path
+from typing import Protocol
+
+from folder.folder import Folder
+from include import HISTORY_CSV, METRICS_BEST, TRAIN_HISTORY_PNG
+from utils import JsonObject, command, to_json
+
+
+class Described(Protocol):
+    """A loader, as far as this module knows."""
+
+    @property
+    def description(self) -> str: ...
+
+
+def closing_block(folder: Folder, data_dir: Path) -> str:
+    """The best epoch, where its files are, and the commands that come next."""
+    best, history, path = folder.read(METRICS_BEST, {}), folder.history(), folder.path
+    values = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch" and value is not None)
+    split = [] if (data_dir / "test").is_dir() else ["--split", "valid"]
+    return "\n".join(
+        [
+            f"best epoch {best.get('epoch')} of {history[-1]['epoch'] if history else 0}: {values}",
+            f"weights   {folder.weights('best')}",
+            f"curves    {path / TRAIN_HISTORY_PNG}   table {path / HISTORY_CSV}",
+            f"evaluate  {command('python', 'evaluate.py', '--data_dir', data_dir, '--model_dir', path, *split)}",
+            f"predict   {command('python', 'predict.py', '--model_dir', path)} IMAGE_OR_FOLDER",
+            f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, '--extend', 5)}",
+            f"compare   {command('python', 'synthesize_results.py', '--parent_dir', path.parent)}",
+        ]
+    )
+
+
+def run_result(folder: Folder) -> JsonObject:
+    """What --json prints: status, metrics of the best epoch, paths."""
+    return {"status": folder.status(), "best": folder.read(METRICS_BEST), "weights": str(folder.weights("best"))}
+
+
+def describe_prepared(train: Described, valid: Described, as_json: bool) -> str:
+    """What --prepare prints: a line for each of the two loaders."""
+    lines = {"train": train.description, "valid": valid.description}
+    return to_json(lines) if as_json else "\n".join([*lines.values(), "prepared; the folder is as it was\n"])
