@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import tarfile
 import zipfile
 
@@ -11,6 +13,12 @@ import numpy as np
 import pytest
 from kit import call, make_dataset, make_images, shell, tree
 from PIL import Image
+
+from model.images.build.dataset import split_off
+from model.images.build.items import Item, pick_split
+from model.images.build.write import shrink, write_items
+from model.images.check import check
+from utils import UserError
 
 
 def build(source, target, *argv):
@@ -237,6 +245,135 @@ def test_check_names_what_is_odd(tmp_path):
     report = json.loads((data / "dataset_report.json").read_text())
     assert len(report["broken"]) == 1
     assert len(report["duplicates_across_splits"]) == 1
+
+
+def solid(path, colour, size=(10, 12), **kwargs):
+    """An image of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **kwargs)
+
+
+def test_the_report_on_a_dataset_made_by_hand(tmp_path):
+    solid(tmp_path / "train/a/1.png", (1, 0, 0))
+    solid(tmp_path / "train/a/2.bmp", (1, 0, 0))  # the same pixels in another format
+    solid(tmp_path / "train/a/3.png", (2, 0, 0), size=(12, 10))
+    solid(tmp_path / "train/b/4.png", (2, 0, 0), size=(12, 10))  # 3.png under another label
+    solid(tmp_path / "train/b/5.png", (2, 0, 0), size=(10, 12))  # the same colour in another shape is no duplicate
+    solid(tmp_path / "train/b/6.png", (3, 0, 0), size=(7, 30))
+    solid(tmp_path / "train/b/7.gif", (4, 0, 0), format="PNG")
+    (tmp_path / "train/b/8.jpg").write_bytes(b"no image")
+    (tmp_path / "train/b/9.txt").touch()
+    solid(tmp_path / "valid/a/1.png", (5, 0, 0))
+    solid(tmp_path / "valid/b/2.png", (3, 0, 0), size=(7, 30))  # train/b/6.png again
+    assert check(tmp_path) == json.loads((tmp_path / "dataset_report.json").read_text()) == {
+        "splits": {"train": {"a": 3, "b": 5}, "valid": {"a": 1, "b": 1}},
+        "broken": [f"{tmp_path / 'train/b/8.jpg'}: not a JPEG, PNG, BMP, WEBP, GIF, TIFF image"],
+        "oddities": [
+            "1 files whose extension is not their format: train/b/7.gif",
+            "2 images under 8 px: train/b/6.png, valid/b/2.png",
+            "2 images more than four times as long as wide: train/b/6.png, valid/b/2.png",
+            "no test split",
+        ],
+        "ignored": {"train": "1 .txt files ignored"},
+        "formats": {"PNG": 8, "BMP": 1},
+        "width": [7, 10, 12],
+        "height": [10, 12, 30],
+        "duplicates": [
+            ["train/a/1.png", "train/a/2.bmp"],
+            ["train/a/3.png", "train/b/4.png"],
+            ["train/b/6.png", "valid/b/2.png"],
+        ],
+        "duplicates_across_splits": [["train/b/6.png", "valid/b/2.png"]],
+        "label_conflicts": [["train/a/3.png", "train/b/4.png"]],
+    }  # fmt: skip
+
+
+def test_sizes_and_classes_that_are_far_apart(tmp_path):
+    for number in range(10):
+        solid(tmp_path / f"train/many/{number}.png", (number, 0, 0), size=(40, 40))
+    for number in range(3):
+        solid(tmp_path / f"train/few/{number}.png", (number, 1, 0), size=(10, 20))
+    oddities = check(tmp_path)["oddities"]
+    assert oddities == [
+        "train: unequal classes: few 3, many 10; see sampler and class_weights",
+        "no valid split",
+        "no test split",
+    ]
+    solid(tmp_path / "train/few/0.png", (0, 1, 0), size=(9, 20))
+    solid(tmp_path / "train/few/3.png", (3, 1, 0), size=(10, 20))
+    oddities = check(tmp_path)["oddities"]
+    assert oddities == [
+        "sizes from 9 x 20 (train/few/0.png) to 40 x 40 (train/many/0.png)",
+        "no valid split",
+        "no test split",
+    ]
+
+
+def test_a_file_that_kills_the_decoder_is_named_and_the_others_are_checked(tmp_path, monkeypatch):
+    from model.images import check as checking
+
+    data, decode = make_dataset(tmp_path / "data", ("train",), per_class=3), checking.decode
+
+    def fatal(content, path):
+        return os.kill(os.getpid(), signal.SIGSEGV) if path.endswith("class_1/001.png") else decode(content, path)
+
+    monkeypatch.setattr(checking, "decode", fatal)
+    monkeypatch.setattr(checking, "CHUNK", 4)
+    report = check(data)
+    assert report["broken"] == [f"{data / 'train/class_1/001.png'}: crashes the decoder"]
+    assert report["formats"] == {"PNG": 8}
+
+
+def test_places_of_splits():
+    assert [pick_split(place) for place in (0, 0.69, 0.7, 0.84, 0.85, 0.99)] == [
+        "train",
+        "train",
+        "valid",
+        "valid",
+        "test",
+        "test",
+    ]
+
+
+def test_a_valid_part_is_split_off_by_content_and_whole_groups(tmp_path):
+    def items(groups):
+        return [Item("train", "a", str(n), Image.new("L", (2, 2), n), group) for n, group in enumerate(groups)]
+
+    for fraction, count in ((0.1, 1), (0.24, 2), (0.5, 5), (0.99, 9)):
+        made = items([""] * 10)
+        split_off(made, fraction)
+        assert [item.split for item in made].count("valid") == count
+    made = items("xxxxxyyyyy")
+    split_off(made, 0.1)
+    assert {item.group for item in made if item.split == "valid"} in ({"x"}, {"y"})
+    assert [item.split for item in made].count("valid") == 5
+    made[0].split = "valid"
+    with pytest.raises(UserError, match="has a valid split already"):
+        split_off(made, 0.1)
+
+
+def test_names_that_are_taken_get_a_number(tmp_path):
+    counts = write_items([Item("train", "a", "x.png", Image.new("L", (2, 2), n)) for n in range(3)], tmp_path, None)
+    assert counts == {"train": {"a": 3}}
+    assert {path.name: Image.open(path).getpixel((0, 0)) for path in (tmp_path / "train/a").iterdir()} == {
+        "x.png": 0,
+        "x_2.png": 1,
+        "x_3.png": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "made"), [((100, 40), (50, 20)), ((40, 101), (20, 50)), ((20, 90), (20, 90)), ((300, 21), (286, 20))]
+)
+def test_the_short_side_is_reduced(tmp_path, given, made):
+    solid(tmp_path / "a.jpg", (9, 9, 9), size=given)
+    shrink(tmp_path / "a.jpg", tmp_path / "b.jpg", 20)
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert (image.size, image.format) == (made, "JPEG")
+    solid(tmp_path / "a.webp", (9, 9, 9), size=given)
+    shrink(tmp_path / "a.webp", tmp_path / "b.webp", 20)
+    name = "b.webp" if made == given else "b.png"
+    assert Image.open(tmp_path / name).size == made
 
 
 def test_json(tmp_path):
