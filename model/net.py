@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 
 from model.nets.build import NetSpec, build_net, check_output
-from model.nets.weights import clean_names, load_tensors, published_weights
+from model.nets.weights import clean_names, fetch_published_weights, load_tensors
 from model.pixels.progressive import list_training_sizes
 from params import Params
 from utils import UserError, read_tensors
@@ -31,7 +31,7 @@ def conv_bn_relu(num_in: int, num_out: int) -> nn.Sequential:
 
 
 class SimpleCNN(nn.Module):
-    """Three blocks of two 3x3 convolutions and a max pool, `n_filters`, twice, four times wide; linear."""
+    """Three blocks of two 3x3 convolutions and a max pool, of 1, 2 and 4 times `n_filters` filters; mean; linear."""
 
     def __init__(self, num_classes: int, dropout: float = 0.0, n_filters: int = 32):
         super().__init__()
@@ -44,13 +44,14 @@ class SimpleCNN(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(x).mean(dim=(2, 3)))
+        features = self.blocks(x)  # (B, 3, H, W) -> (B, C, H / 8, W / 8)
+        return self.head(features.mean(dim=(2, 3)))  # (B, C) -> (B, K)
 
 
 class LeNet(nn.Module):
     """LeNet-5 (LeCun et al., Gradient-based learning applied to document recognition, 1998), with ReLU.
 
-    An adaptive pool makes the 5x5 maps that its linear layers want from images of any size.
+    An adaptive pool gives its linear layers maps of 5x5, whatever the image size.
     """
 
     def __init__(self, num_classes: int, dropout: float = 0.0, n_filters: int = 6):
@@ -70,7 +71,8 @@ class LeNet(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(84, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.hidden(self.features(x).flatten(1)))
+        maps = self.features(x)  # (B, 3, H, W) -> (B, C, 5, 5)
+        return self.head(self.hidden(maps.flatten(1)))  # -> (B, K)
 
 
 class Residual(nn.Module):
@@ -85,19 +87,21 @@ class Residual(nn.Module):
 
 
 def patch_filters(size: int) -> Tensor:
-    """(3 * size^2, 3, size, size): a cosine basis of square RGB patches, in opponent colours; orthonormal.
+    """(3 * size^2, 3, size, size): an orthonormal basis of square RGB patches: DCT-II in opponent colours.
 
-    Close to the principal components of natural images' patches, which whiten them, but the same for every data set.
+    Close to the principal components of patches of natural images, so that its coefficients are nearly uncorrelated,
+    but the same for every data set.
     """
     steps = torch.arange(size)
     cosines = torch.cos(torch.pi / size * torch.outer(steps, steps + 0.5))  # (frequency, place)
     colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
-    cosines, colours = (rows / rows.norm(dim=1, keepdim=True) for rows in (cosines, colours))
+    cosines = cosines / cosines.norm(dim=1, keepdim=True)
+    colours = colours / colours.norm(dim=1, keepdim=True)
     return torch.einsum("ck,uy,vx->cuvkyx", colours, cosines, cosines).reshape(-1, 3, size, size)
 
 
 class PatchStem(nn.Module):
-    """Images in a fixed basis of 2x2 patches, each coefficient to unit variance, with both signs: 24 channels."""
+    """Each 2x2 patch in a fixed basis: coefficients of unit variance and their negatives, 24 channels; GELU."""
 
     filters: Tensor  # (12, 3, 2, 2)
 
@@ -113,7 +117,7 @@ class PatchStem(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """3x3 convolution that begins as the identity, max pool where it halves, batch norm without gain, GELU."""
+    """3x3 convolution, initialised as the identity; 2x2 max pool if `halve`; batch norm without gain; GELU."""
 
     def __init__(self, num_in: int, num_out: int, halve: bool = False):
         super().__init__()
@@ -127,16 +131,16 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if self.halve and min(x.shape[2:]) > 1:
-            x = max_pool2d(x, 2)  # before the norm, which has less to do then
+            x = max_pool2d(x, 2)  # before the norm, for which this leaves a quarter of the work
         return gelu(self.norm(x))
 
 
 class ResNet9(nn.Module):
     """A small, fast residual net for 32 px images: a fixed stem, seven 3x3 convolutions and a linear layer.
 
-    The shape is David Page's ("How to train your ResNet", 2018). Fixed patches at the start, convolutions that begin
-    as the identity, pooling before the norm, norms without gain and small logits (`scale`) are what later fast CIFAR
-    nets found (Keller Jordan, arXiv:2404.00498): fewer epochs, so that a CPU can train it in minutes.
+    The shape is David Page's ("How to train your ResNet", 2018). The fixed stem, convolutions initialised as the
+    identity, pooling before the norm, norms without gain and small logits (`scale`) follow Keller Jordan's airbench
+    (arXiv:2404.00498): they need fewer epochs, so that a CPU trains it in minutes.
     """
 
     def __init__(
@@ -160,13 +164,13 @@ class ResNet9(nn.Module):
 class SignNet(nn.Module):
     """The vision net of Stanford's cs230 template, for SIGNS at 64 px: three convolutions, two linear layers.
 
-    The image size must be a multiple of 8. Logits, where the template gives log-probabilities: the same loss.
+    The image size must be a multiple of 8. It gives logits, the template log-probabilities; the loss is the same.
     """
 
     def __init__(self, num_classes: int, dropout: float = 0.0, im_sz: int = 64, num_channels: int = 32):
         super().__init__()
         if im_sz % 8:
-            raise ValueError(f"im_sz {im_sz} is no multiple of 8")
+            raise ValueError(f"im_sz {im_sz} is not a multiple of 8")
         widths = [num_channels, 2 * num_channels, 4 * num_channels]
         self.features = nn.Sequential()
         for num_in, num_out in zip([3, *widths], widths, strict=False):
@@ -179,7 +183,8 @@ class SignNet(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.hidden(self.features(x).flatten(1)))
+        maps = self.features(x)  # (B, 3, S, S) -> (B, C, S / 8, S / 8)
+        return self.head(self.hidden(maps.flatten(1)))  # -> (B, K)
 
 
 NETS: dict[str, Callable[..., nn.Module]] = {
@@ -229,7 +234,7 @@ def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | N
     if is_published:
         if params.arch.startswith("timm/"):
             return net.train(), f"{params.arch}: timm's published weights loaded, head new"
-        tensors, source = published_weights(params.arch)
+        tensors, source = fetch_published_weights(params.arch)
     if tensors is None:
         return net.train(), ""
     report = load_tensors(net, tensors, source)

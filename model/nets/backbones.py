@@ -24,7 +24,7 @@ OF_OTHER_KEYS = (
 # --- torchvision --------------------------------------------------------------------------------------
 
 
-def torchvision_names() -> list[str]:
+def list_torchvision_nets() -> list[str]:
     """The names of its classification nets."""
     return models.list_models(module=models)
 

@@ -82,7 +82,7 @@ def _build_library_net(spec: NetSpec, registry: Mapping[str, Callable[..., nn.Mo
 
     if spec.arch.startswith("timm/"):
         return backbones.build_timm(spec)
-    names = backbones.torchvision_names()
+    names = backbones.list_torchvision_nets()
     if spec.arch not in names:
         raise UserError(f"arch: unknown net {spec.arch!r}; {nearest(spec.arch, [*registry, *names])}")
     return backbones.build_torchvision(spec)

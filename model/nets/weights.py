@@ -92,7 +92,7 @@ def load_weights(net: nn.Module, path: Path | str) -> LoadReport:
     return load_tensors(net, read_tensors(path), str(path))
 
 
-def published_weights(arch: str) -> tuple[dict[str, Tensor], str]:
+def fetch_published_weights(arch: str) -> tuple[dict[str, Tensor], str]:
     """torchvision's default weights for `arch`, and their name. Downloaded once, into torch's cache."""
     weights = _default_weights(arch)
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]

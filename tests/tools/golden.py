@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 import params
 from model.net import NETS, make_net
-from model.nets.backbones import torchvision_names
+from model.nets.backbones import list_torchvision_nets
 from utils import write_json
 
 GOLDEN = ROOT / "tests/unit/golden/net_parameters.json"
@@ -42,7 +42,7 @@ def count(net: nn.Module) -> int:
 def parameter_counts() -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     with on_meta():
-        for name in [*NETS, *torchvision_names()]:
+        for name in [*NETS, *list_torchvision_nets()]:
             given = params.from_resolved({"arch": name, "im_sz": SIZES.get(name, 224)}, ROOT)
             counts[name] = {str(k): count(make_net(given, k)[0]) for k in (10, 1000)}
     return counts

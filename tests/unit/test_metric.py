@@ -142,6 +142,13 @@ def test_ece_by_hand():
     assert value("ece", thirds, torch.tensor([0, 0, 1])) == pytest.approx(2 / 3 - 1 / 3)
 
 
+def test_ece_keeps_the_lowest_bins_apart():
+    """Of 30 classes: confidence 1/30, in the first bin, right; and 0.1, in the second, wrong."""
+    logits = torch.zeros(2, 30)
+    logits[1, 3] = math.log(29 * 0.1 / 0.9)
+    assert value("ece", logits, torch.tensor([0, 0])) == pytest.approx((29 / 30 + 0.1) / 2, abs=1e-6)
+
+
 def test_the_class_of_each_metric():
     """A mean over images, or one number for the whole split."""
     per_image = {"loss", "accuracy", "error", "top5_accuracy"}

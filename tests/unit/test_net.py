@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import params as params_module
 from include import ROOT
 from model.net import NETS, make_net
-from model.nets.backbones import torchvision_names
+from model.nets.backbones import list_torchvision_nets
 from model.nets.groups import Freezer, layer_groups
 from model.nets.weights import load_weights
 from params import Params
@@ -44,7 +44,7 @@ def test_parameter_counts_are_the_golden_ones_and_the_published_ones():
     assert counts == read_json(GOLDEN)
     with on_meta():  # published with its auxiliary head, which the kit leaves out
         auxiliary = count(get_model("inception_v3", init_weights=False).AuxLogits)
-    for name in torchvision_names():
+    for name in list_torchvision_nets():
         published = get_model_weights(name).DEFAULT.meta["num_params"]
         assert counts[name]["1000"] == published - (auxiliary if name == "inception_v3" else 0), name
 
@@ -451,7 +451,7 @@ def test_nets_of_a_file(tmp_path):
             "simple_cnn cannot be built with arch_args {'n_filters': 'many'}",
         ),
         ({"arch": "resnet9", "arch_args": {"widths": [1, 2]}}, "not enough values"),
-        ({"arch": "sign_net", "im_sz": 30}, "30 is no multiple of 8"),
+        ({"arch": "sign_net", "im_sz": 30}, "30 is not a multiple of 8"),
         ({"arch": "resnet18", "arch_args": {"zero_init": 1}}, "ResNet takes no 'zero_init'"),
         ({"arch": "resnet18", "arch_args": {"weights": "DEFAULT"}}, "ResNet takes no 'weights'"),
         ({"arch": "resnet18", "arch_args": {"layers": [1]}}, "multiple values"),
