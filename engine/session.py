@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from engine.schedule import num_steps
 from engine.state import Row, SavedState, Shard, State
 from engine.use.repair import write_derived
 from folder.closing import closing_block
-from folder.folder import now
+from folder.folder import Folder, now
 from folder.history import best_row
 from folder.provenance import snapshot, update_meta, write_meta
 from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
@@ -71,6 +72,29 @@ def plan_steps(plan: Plan, state: State, steps_per_epoch: int) -> tuple[int, int
 
 
 # --- what is written ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A state to commit, and what is derived from it."""
+
+    state: Snapshot
+    history: list[Row]
+    best: Row | None
+    weights: bytes | None  # to export, where an epoch has just ended
+    is_best: bool
+    keep_last: int
+
+    def write(self, folder: Folder) -> None:
+        """In the writer's thread: first the commit, then what is derived from it."""
+        epoch_done = self.weights is not None
+        checkpoints = Checkpoints(folder.path)
+        checkpoints.commit(self.state, epoch_done=epoch_done, is_best=self.is_best, keep_last=self.keep_last)
+        folder.derive(self.history, self.best)
+        if self.weights:
+            folder.write_weights("last", self.weights)
+        if self.weights and self.is_best:
+            folder.write_weights("best", self.weights)
 
 
 class Session:
@@ -217,22 +241,15 @@ class Session:
     def _commit(self, epoch: Epoch | None = None, shards: list[Shard] | None = None) -> None:
         """Have the state of this instant written, in the writer's thread. `epoch`: it has just been evaluated."""
         check_finite(self.state)
-        weights = weights_file(self.state.eval_net.state_dict(), self.metadata) if epoch else None
-        is_best = epoch is not None and epoch.is_best
-        state = Snapshot.of(self.state.state_dict(shards))
-        self.writer.submit(partial(self._save, state, weights, self.state.history, self._best_row(), is_best))
-
-    def _save(
-        self, state: Snapshot, weights: bytes | None, history: list[Row], best: Row | None, is_best: bool
-    ) -> None:
-        """In the writer's thread: first the commit, then what is derived from it."""
-        keep_last = self.plan.params.keep_last
-        self.checkpoints.commit(state, epoch_done=weights is not None, is_best=is_best, keep_last=keep_last)
-        self.folder.derive(history, best)
-        if weights:
-            self.folder.write_weights("last", weights)
-        if weights and is_best:
-            self.folder.write_weights("best", weights)
+        commit = Commit(
+            state=Snapshot.of(self.state.state_dict(shards)),
+            history=self.state.history,
+            best=self._best_row(),
+            weights=weights_file(self.state.eval_net.state_dict(), self.metadata) if epoch else None,
+            is_best=epoch is not None and epoch.is_best,
+            keep_last=self.plan.params.keep_last,
+        )
+        self.writer.submit(partial(commit.write, self.folder))
 
     def _best_row(self) -> Row | None:
         return best_row(self.state.history, self.run.best_metric, self.run.minimized)

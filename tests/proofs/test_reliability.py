@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import faults
 import pytest
@@ -15,7 +14,7 @@ import torch
 from kit import ROOT, call, experiment, history, shell, tree, weights
 
 from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weights_file
-from engine.session import Session
+from engine.session import Commit
 from folder.folder import Folder
 from folder.manifest import read_manifest
 from utils import UserError, write_atomic
@@ -48,14 +47,10 @@ def rows(step: int) -> list[dict]:
 def save(folder: Path, step: int, value: float | None = None) -> None:
     """What the writer's thread does at the end of an epoch that is the best. `value` stands in the weights."""
     value = float(step) if value is None else value
-    session = SimpleNamespace(
-        checkpoints=Checkpoints(folder), folder=Folder(folder), params=SimpleNamespace(keep_last=1)
-    )
-    snapshot, exported = (
-        Snapshot.of(state(step, value)),
-        weights_file({"w": torch.full((4, 3), value)}, {"classes": []}),
-    )
-    Session._save(session, snapshot, exported, rows(step), rows(step)[-1], True)  # type: ignore[arg-type]
+    exported = weights_file({"w": torch.full((4, 3), value)}, {"classes": []})
+    history = rows(step)
+    commit = Commit(Snapshot.of(state(step, value)), history, history[-1], exported, is_best=True, keep_last=1)
+    commit.write(Folder(folder))
 
 
 def fresh(tmp_path: Path, name: object) -> Path:
@@ -287,9 +282,9 @@ def test_every_one_of_10_000_flipped_bits_is_found(trained):
 def test_the_generation_before_is_used_and_said(tmp_path, data):
     whole, folder = (experiment(tmp_path / name, num_epochs=4, keep_last=0) for name in ("whole", "cut"))
     assert call("train", "--data_dir", data, "--model_dir", whole)[0] == 0
-    stop = "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import train, engine.session as s; real = s.Session._save\n"
-    stop += "def save(self, state, *rest):\n    real(self, state, *rest)\n    state.epoch == 3 and os._exit(9)\n"
-    stop += "s.Session._save = save; train.main(sys.argv[1:])"
+    stop = "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import train, engine.session as s; real = s.Commit.write\n"
+    stop += "def write(commit, folder):\n    real(commit, folder)\n    commit.state.epoch == 3 and os._exit(9)\n"
+    stop += "s.Commit.write = write; train.main(sys.argv[1:])"
     command = [sys.executable, "-c", stop, ROOT, "--data_dir", data, "--model_dir", folder]
     assert subprocess.run([str(word) for word in command], capture_output=True).returncode == 9
     manifest = read_manifest(folder / "checkpoints")

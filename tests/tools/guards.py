@@ -52,7 +52,7 @@ GUARDS = [
           "            raise\n", f"{R}::test_the_generation_before_is_used_and_said"),
     Guard("errors of the writer", "engine/checkpoint.py", "            job.result()\n", "            pass\n",
           f"{R}::test_a_full_disk_for_real"),
-    Guard("state before derived files", "engine/session.py", "        self.checkpoints.commit(state,", "        (lambda *a, **k: None)(state,",
+    Guard("state before derived files", "engine/session.py", "        checkpoints.commit(self.state,", "        (lambda *a, **k: None)(self.state,",
           f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
     Guard("derived again at a resume", "engine/use/repair.py", "        return tables and metrics", "        return True or tables and metrics",
           f"{R}::test_derived_files_come_back_from_the_checkpoint"),
