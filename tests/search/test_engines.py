@@ -83,7 +83,7 @@ def trained_alone(data: Path, child: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    ("given", "said"),
     [
         ({"adress": "auto"}, "unknown key 'adress'; did you mean 'address'?"),
         ({"num_gpus": -1}, "search.ray.num_gpus: -1 given; Input should be greater than or equal to 0"),
@@ -97,7 +97,7 @@ def test_a_wrong_option_of_ray_is_one_line(given, said):
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    ("given", "said"),
     [
         ({"partitoin": "gpu"}, "unknown key 'partitoin'; did you mean 'partition'?"),
         ({"job_name": "x"}, "unknown key 'job_name'"),  # the queue is searched by it
@@ -116,7 +116,7 @@ def test_a_wrong_option_of_slurm_is_one_line(given, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name, package", [("ray", "Ray"), ("slurm", "submitit")])
+@pytest.mark.parametrize(("name", "package"), [("ray", "Ray"), ("slurm", "submitit")])
 def test_an_absent_extra_is_named(name, package, data, tmp_path):
     code = (
         f"import sys; sys.modules[{package.lower()!r}] = None; sys.argv[1:] = sys.argv[1:]\n"
@@ -137,8 +137,11 @@ def test_children_on_a_cluster_take_the_cores_they_ask_for():
         options = Params.model_validate({"search": search}).search
         return ENGINES[options.engine].cores_per_task(options, 2)
 
-    assert cores() == max(1, num_cores() // 2) and cores(engine="ray") == 1 and cores(engine="slurm") == 1
-    assert cores(engine="ray", ray={"num_cpus": 4}) == 4 and cores(engine="slurm", slurm={"cpus_per_task": 3}) == 3
+    assert cores() == max(1, num_cores() // 2)
+    assert cores(engine="ray") == 1
+    assert cores(engine="slurm") == 1
+    assert cores(engine="ray", ray={"num_cpus": 4}) == 4
+    assert cores(engine="slurm", slurm={"cpus_per_task": 3}) == 3
 
 
 def test_options_can_be_given_on_the_command_line(tmp_path):
@@ -146,7 +149,8 @@ def test_options_can_be_given_on_the_command_line(tmp_path):
 
     folder = experiment(tmp_path / "e", search={"slurm": {"partition": "a", "timeout_min": 5}})
     loaded = params.load(folder, params.parse_overrides(["--search.slurm.partition=b", "--search.ray.num_cpus=2"]))
-    assert loaded.search.slurm == {"partition": "b", "timeout_min": 5} and loaded.search.ray == {"num_cpus": 2}
+    assert loaded.search.slurm == {"partition": "b", "timeout_min": 5}
+    assert loaded.search.ray == {"num_cpus": 2}
 
 
 # --- the claim on a folder ------------------------------------------------------------------------------------
@@ -196,7 +200,8 @@ def test_the_latest_attempt_trains_and_the_one_before_it_saves_first(attempt, tm
     first = attempt(60)
     until(lambda: log(tmp_path))
     second = attempt(0.5)
-    assert first.communicate(timeout=30)[0] == "143\n" and second.communicate(timeout=30)[0] == "0\n"
+    assert first.communicate(timeout=30)[0] == "143\n"
+    assert second.communicate(timeout=30)[0] == "0\n"
     assert [word for word, _ in log(tmp_path)] == ["begin", "end", "begin", "end"]
     assert not (tmp_path / "child.beat").exists()
 
@@ -207,7 +212,8 @@ def test_a_silent_attempt_is_waited_for_and_then_overtaken(attempt, tmp_path):
     began = time.monotonic()
     cluster.stop_tree(first.pid)
     second = attempt(0.1, silence=3)
-    assert second.communicate(timeout=30)[0] == "0\n" and time.monotonic() - began > 3
+    assert second.communicate(timeout=30)[0] == "0\n"
+    assert time.monotonic() - began > 3
     assert [word for word, _ in log(tmp_path)] == ["begin", "begin", "end"]
     cluster.stop_tree(first.pid, go_on=True)  # its host is back: it finds the claim of another
     assert first.communicate(timeout=30)[0] == "143\n"
@@ -223,7 +229,8 @@ def test_who_runs_a_task_takes_it_along(attempt, tmp_path):
 
 def test_a_task_that_was_stopped_before_its_turn_does_not_begin(attempt, tmp_path):
     ray_task.stop_file(tmp_path, "child").touch()
-    assert attempt(1).communicate(timeout=30)[0] == "143\n" and not log(tmp_path)
+    assert attempt(1).communicate(timeout=30)[0] == "143\n"
+    assert not log(tmp_path)
 
 
 # --- Slurm ----------------------------------------------------------------------------------------------------
@@ -287,26 +294,33 @@ def test_one_run_is_queued_once_and_comes_back_by_itself(slurm, data, tmp_path):
     (folder / "hold").touch()
     command = ["--data_dir", data, "--model_dir", folder, "--engine", "slurm"]
     code, said = call("train", *command, "--search.slurm.partitoin=main")
-    assert code == 2 and "did you mean 'partition'?" in said
+    assert code == 2
+    assert "did you mean 'partition'?" in said
     code, said = call("train", *command, "--search.slurm.partition=gone")
-    assert code == 2 and "Slurm refuses the job" in said and "invalid partition" in said, said
+    assert code == 2, said
+    assert "Slurm refuses the job" in said, said
+    assert "invalid partition" in said, said
     code, said = call("train", *command, "--seed=3")
     job = re.findall(r"job (\d+) is queued", said)[0]
-    assert code == 0 and str(folder / "record/jobs/e.log") in said
+    assert code == 0
+    assert str(folder / "record/jobs/e.log") in said
     until((folder / "held").exists)
     code, again = call("train", *command)
-    assert code == 0 and f"queued already: job {job} (RUNNING)" in again, again
+    assert code == 0, again
+    assert f"queued already: job {job} (RUNNING)" in again, again
     subprocess.run(["scancel", "--signal=USR1", job], check=True)  # what Slurm does before the time is over
     until(lambda: states(tmp_path) == ["interrupted"])
     code, again = call("train", *command)
-    assert code == 0 and f"queued already: job {job} (" in again, again
+    assert code == 0, again
+    assert f"queued already: job {job} (" in again, again
     until(lambda: states(tmp_path) == ["done"])
     assert "SIGUSR1: saved" in (folder / "train.log").read_text()
     assert saved(folder) == continued(folder) == [STEPS // 2 + 1]  # the signal is seen after the next step
     until(lambda: "is done; nothing was submitted" in call("train", *command, "--seed=3")[1], seconds=30)
     alone = experiment(tmp_path / "alone", **CHILD | {"num_epochs": 4, "threads": 1, "seed": 3})
     assert call("train", "--data_dir", data, "--model_dir", alone)[0] == 0
-    assert weights(folder) == weights(alone) and history(folder) == history(alone)
+    assert weights(folder) == weights(alone)
+    assert history(folder) == history(alone)
 
 
 def test_what_was_submitted_is_found_again_and_stopped_jobs_save(slurm, data, tmp_path, monkeypatch):
@@ -324,18 +338,22 @@ def test_what_was_submitted_is_found_again_and_stopped_jobs_save(slurm, data, tm
         for task in tasks:
             engine.start([task])
         assert engine.wait(0) == []
-    assert len(queue()) == before + 2 and len({line.split()[0] for line in queue()[-2:]}) == 1  # one array
+    assert len(queue()) == before + 2
+    assert len({line.split()[0] for line in queue()[-2:]}) == 1
     until(lambda: all(map(sees_middle, children)))
     second = engines[1]
     second.stop("a")
     gone = []
     until(lambda: gone.extend(second.wait(1)) or gone)
-    assert [end.name for end in gone] == ["a"] and gone[0].code == 143 and "CANCELLED" in gone[0].message
+    assert [end.name for end in gone] == ["a"]
+    assert gone[0].code == 143
+    assert "CANCELLED" in gone[0].message
     conf = Path(slurm["SLURM_CONF"]).read_text()
     (tmp_path / "dead.conf").write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=1", conf))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "dead.conf"))
     second.looked = -9.0
-    assert second.wait(1) == [] and list(second.running) == ["b"]  # who does not answer says nothing
+    assert second.wait(1) == []
+    assert list(second.running) == ["b"]
     monkeypatch.undo()
     second.close()
     assert states(top) == ["interrupted", "interrupted"]
@@ -360,7 +378,8 @@ def test_an_array_of_eight_one_of_them_requeued(slurm, data, tmp_path):
     assert saved(child) == continued(child) == [STEPS // 2 + 1]  # the signal is seen after the next step
     others = [path for path in folder.glob("learning_rate_*") if path != child]
     array = [line for line in queue("%F") if line.strip() == number.split("_")[0]]
-    assert not any(map(continued, others)) and len(array) == 8
+    assert not any(map(continued, others))
+    assert len(array) == 8
     assert weights(child) == weights(trained_alone(data, child, tmp_path / "alone"))
 
 
@@ -375,15 +394,18 @@ def test_a_local_ray_is_closed_to_the_world_and_ends_with_its_search(data, tmp_p
     until(
         lambda: len(children := list(folder.glob("learning_rate_*"))) == 2 and all(map(sees_middle, children)), search
     )
-    assert cluster.ray_processes() - before and not cluster.open_ports(cluster.ray_processes() - before)
+    assert cluster.ray_processes() - before
+    assert not cluster.open_ports(cluster.ray_processes() - before)
     search.terminate()
     printed = search.communicate(timeout=60)[0]
-    assert search.returncode == 143 and "saving: the same command goes on" in printed, printed
+    assert search.returncode == 143, printed
+    assert "saving: the same command goes on" in printed, printed
     assert states(folder) == ["interrupted"] * 2
     until(lambda: not cluster.ray_processes() - before, seconds=20)
     search = start(data, folder, dict(os.environ))
     printed = search.communicate(timeout=150)[0]
-    assert search.returncode == 0 and states(folder) == ["done"] * 2, printed
+    assert search.returncode == 0, printed
+    assert states(folder) == ["done"] * 2, printed
     assert all(len(continued(child)) == 1 for child in folder.glob("learning_rate_*"))
 
 
@@ -392,7 +414,8 @@ def test_a_ray_that_is_not_there_is_one_line(data, tmp_path):
     folder = parent(tmp_path / "p", "ray", 1, 1, 1, address="127.0.0.1:1")
     search = start(data, folder, dict(os.environ))
     printed = search.communicate(timeout=100)[0]
-    assert search.returncode == 2 and "no Ray cluster at 127.0.0.1:1 that takes us" in printed, printed
+    assert search.returncode == 2, printed
+    assert "no Ray cluster at 127.0.0.1:1 that takes us" in printed, printed
     assert printed.splitlines()[-1].startswith("error: ")
 
 
@@ -408,8 +431,10 @@ def test_when_a_host_dies_its_children_go_on_elsewhere(data, tmp_path):
         cluster.cut(hosts[2])
         cluster.kill_host(hosts[2])
         printed = search.communicate(timeout=600)[0]
-        assert search.returncode == 0 and states(folder) == ["done"] * 12, printed
-    assert moved and all(continued(folder / name) for name in moved)
+        assert search.returncode == 0, printed
+        assert states(folder) == ["done"] * 12, printed
+    assert moved
+    assert all(continued(folder / name) for name in moved)
     assert any(continued(folder / name)[0] % STEPS for name in moved)
     others = [path for path in folder.glob("learning_rate_*") if path.name not in victims]
     assert not any(map(continued, others))
@@ -436,8 +461,10 @@ def test_when_a_cable_is_cut_no_child_trains_twice(data, tmp_path):
 
         until(look, seconds=600)
         printed = search.communicate()[0]
-        assert search.returncode == 0 and states(folder) == ["done"] * 4, printed
-        assert victims and not twice
+        assert search.returncode == 0, printed
+        assert states(folder) == ["done"] * 4, printed
+        assert victims
+        assert not twice
         for child in folder.glob("learning_rate_*"):
             epochs = re.findall(r"epoch (\d+)/", (child / "train.log").read_text())
             assert epochs == [str(n + 1) for n in range(20)], epochs
