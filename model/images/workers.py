@@ -66,7 +66,7 @@ def read_in_workers(reader: BatchReader, keys: Iterator[Key], num_workers: int) 
     loader = DataLoader(
         reader,
         batch_size=None,
-        sampler=keys,  # type: ignore[arg-type]
+        sampler=keys,  # pyright: ignore[reportArgumentType]
         num_workers=num_workers,
         worker_init_fn=partial(_start_worker, parent=os.getpid()),
         generator=torch.Generator(),  # its draw must not touch the default generator

@@ -118,10 +118,17 @@ def nearest_tests(name: str) -> list[str]:
 # --- the mutants of a file --------------------------------------------------------------------------
 
 COMPARISONS = {
-    ast.Lt: ("<", ["<=", ">"]), ast.LtE: ("<=", ["<", ">"]), ast.Gt: (">", [">=", "<"]), ast.GtE: (">=", [">", "<"]),
-    ast.Eq: ("==", ["!="]), ast.NotEq: ("!=", ["=="]), ast.In: ("in", ["not in"]), ast.NotIn: (r"not\s+in", ["in"]),
-    ast.Is: ("is", ["is not"]), ast.IsNot: (r"is\s+not", ["is"]),
-}  # fmt: skip
+    ast.Lt: ("<", ["<=", ">"]),
+    ast.LtE: ("<=", ["<", ">"]),
+    ast.Gt: (">", [">=", "<"]),
+    ast.GtE: (">=", [">", "<"]),
+    ast.Eq: ("==", ["!="]),
+    ast.NotEq: ("!=", ["=="]),
+    ast.In: ("in", ["not in"]),
+    ast.NotIn: (r"not\s+in", ["in"]),
+    ast.Is: ("is", ["is not"]),
+    ast.IsNot: (r"is\s+not", ["is"]),
+}
 ARITHMETIC = {
     ast.Add: ("+", "-"),
     ast.Sub: ("-", "+"),
@@ -131,7 +138,7 @@ ARITHMETIC = {
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 SYMMETRIC = {"min", "max", "minimum", "maximum", "equal", "isclose", "allclose", "add", "gcd"}  # order means nothing
-WITHOUT_EFFECT = {"non_blocking", "stacklevel"}  # arguments that change no result on a CPU
+WITHOUT_EFFECT = {"non_blocking", "stacklevel", "strict"}  # arguments that change no result on a CPU
 SPEAKS = {"print", "log", "logging", "logger", "warnings", "console", "say"}  # calls whose words are for people
 
 

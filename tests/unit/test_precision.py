@@ -117,8 +117,12 @@ def test_a_device_that_is_not_there_is_said(machine):
 
 
 def choice(**changes):
-    return Choice(**({"device": "cpu", "precision": "fp32", "channels_last": True, "fused": True, "compile": False,
-                      "threads": 2} | changes))  # fmt: skip
+    return Choice(
+        **(
+            {"device": "cpu", "precision": "fp32", "channels_last": True, "fused": True, "compile": False, "threads": 2}
+            | changes
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
