@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
     if not rows:
         raise UserError(f"{args.parent_dir or ', '.join(args.folders)}: no folder with a history to draw")
     if args.out:
-        from report.plots import rank_runs, save_curves
+        from report.plots.curves import save_curves
+        from report.plots.ranking import rank_runs
 
         save_curves(args.out, rank_runs(rows, args.sort))
         written = [args.out]

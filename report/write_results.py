@@ -7,7 +7,10 @@ from pathlib import Path
 
 from report.html.experiment_page import write_experiment_page, write_experiment_pages
 from report.html.runs_page import write_runs_page
-from report.plots import draw_figures, rank_runs
+from report.importance import importance
+from report.plots.curves import CURVES, save_curves
+from report.plots.parameters import IMPORTANCE, PARAMETERS, save_importance, save_parameters
+from report.plots.ranking import RankedRuns, rank_runs
 from report.rows import Problems, Row, read_rows
 from report.summary import summarise, write_summary
 from report.tree import find_folders
@@ -39,4 +42,25 @@ def write_figures_and_pages(
         verdict = summarise(rows, problems, sort).verdict
         written.append(write_runs_page(target, ranked, problems, verdict, sort))
     write_experiment_pages([folder for folder in folders if folder != target])
+    return written, remarks
+
+
+def draw_figures(ranked: RankedRuns, folder: Path) -> tuple[list[Path], list[str]]:
+    """(the figures written into `folder`, why others were not). The runs need their history."""
+    if not ranked.rows:
+        return [], []
+    remarks = []
+    save_curves(folder / CURVES, ranked)
+    written = [folder / CURVES]
+    shares, basis = importance(ranked.groups, ranked.keys, ranked.value)
+    if ranked.keys:
+        keys = sorted(ranked.keys, key=lambda key: -shares.get(key, 0))
+        save_parameters(folder / PARAMETERS, ranked, keys)
+        written.append(folder / PARAMETERS)
+    if shares:
+        save_importance(folder / IMPORTANCE, ranked, shares, basis)
+        written.append(folder / IMPORTANCE)
+    else:
+        remarks.append(f"no {IMPORTANCE}: {basis}")
+        (folder / IMPORTANCE).unlink(missing_ok=True)  # an earlier one was drawn from other runs
     return written, remarks

@@ -23,7 +23,9 @@ from report.html.document import (
     write_document,
 )
 from report.importance import is_logarithmic
-from report.plots import CURVES, IMPORTANCE, NUM_NAMED, PARAMETERS, RankedRuns, format_brief, is_number, name_replicates
+from report.plots.curves import CURVES
+from report.plots.parameters import IMPORTANCE, PARAMETERS
+from report.plots.ranking import NUM_NAMED, RankedRuns, format_brief, is_number, name_replicates
 from report.rows import Problems, Row
 from report.settings import format_value
 from report.summary import RESULTS_CSV, RESULTS_MD

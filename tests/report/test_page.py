@@ -21,7 +21,7 @@ from report.html import runs_page as page_runs
 from report.html.document import HERE, PLOTLY, REPORT, environment, provide_plotly, replace_non_finite
 from report.html.experiment_page import write_experiment_page, write_experiment_pages
 from report.html.runs_page import write_runs_page
-from report.plots import rank_runs
+from report.plots.ranking import rank_runs
 from report.rows import read_rows
 from report.tree import find_folders
 

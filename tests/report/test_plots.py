@@ -14,10 +14,12 @@ from runs import make_history, make_run
 
 import plot_results
 from include import ROOT
-from report import plots
 from report.importance import importance, is_logarithmic
+from report.plots import curves, parameters
+from report.plots.ranking import rank_runs
 from report.rows import read_rows
 from report.tree import find_folders
+from report.write_results import draw_figures
 from utils import UserError
 
 
@@ -63,7 +65,7 @@ def random_search(parent: Path, number: int, noise: float = 0.01, effect: float 
 
 
 def test_replicates_are_one_setting_and_the_best_mean_comes_first(tmp_path):
-    found = plots.rank_runs(rows_of(grid(tmp_path)))
+    found = rank_runs(rows_of(grid(tmp_path)))
     assert [group[0].params["learning_rate"] for group in found.groups] == [0.1, 1.0, 0.01]
     assert found.keys == ["learning_rate"]
     assert found.metric == "accuracy"
@@ -73,18 +75,18 @@ def test_replicates_are_one_setting_and_the_best_mean_comes_first(tmp_path):
 
 
 def test_sorting_by_loss_is_the_other_way_round(tmp_path):
-    found = plots.rank_runs(rows_of(grid(tmp_path)), "loss")
+    found = rank_runs(rows_of(grid(tmp_path)), "loss")
     assert found.metric == "loss"
     assert found.minimize
     assert found.groups[0][0].params["learning_rate"] == 0.1
     with pytest.raises(UserError, match="accuracy"):
-        plots.rank_runs(rows_of(tmp_path), "acuracy")
+        rank_runs(rows_of(tmp_path), "acuracy")
 
 
 def test_folds_are_replicates_too(tmp_path):
     for part in (1, 2):
         make_run(tmp_path / f"fold_{part}", 0.8 + part / 100, fold=[part, 2])
-    found = plots.rank_runs(rows_of(tmp_path))
+    found = rank_runs(rows_of(tmp_path))
     assert len(found.groups) == 1
     assert found.keys == []
     assert found.label(found.groups[0]) == "2 folds"
@@ -94,7 +96,7 @@ def test_the_band_covers_the_epochs_that_all_have(tmp_path):
     for seed, (epochs, best) in enumerate([(5, 0.9), (3, 0.7)]):
         make_run(tmp_path / f"seed_{seed}", best, epochs=epochs, seed=seed)
     rows = rows_of(tmp_path)
-    epochs, mean, least, greatest = plots.mean_curve(rows, "val_accuracy")
+    epochs, mean, least, greatest = curves.mean_curve(rows, "val_accuracy")
     first, second = (make_history(e, b)[1]["val_accuracy"] for e, b in ((5, 0.9), (3, 0.7)))
     assert epochs == [1, 2, 3]
     assert mean[1] == pytest.approx((first + second) / 2)
@@ -102,11 +104,11 @@ def test_the_band_covers_the_epochs_that_all_have(tmp_path):
         min(first, second),
         max(first, second),
     )
-    assert plots.mean_curve(rows, "val_unknown") == ([], [], [], [])
+    assert curves.mean_curve(rows, "val_unknown") == ([], [], [], [])
 
 
 def draw_all(parent: Path) -> list[Path]:
-    return plots.draw_figures(plots.rank_runs(rows_of(parent)), parent)[0]
+    return draw_figures(rank_runs(rows_of(parent)), parent)[0]
 
 
 @pytest.mark.parametrize("number", [1, 3, 24, 300])
@@ -125,7 +127,7 @@ def test_pictures_of_few_and_of_many(tmp_path, number):
 
 def drawn(monkeypatch) -> list:
     """The figures that are drawn from now on."""
-    figures, real = [], plots.drawing
+    figures, real = [], curves.drawing
 
     class Kept:
         def __init__(self, *arguments):
@@ -138,14 +140,15 @@ def drawn(monkeypatch) -> list:
         def __exit__(self, *error):
             return self.context.__exit__(*error)
 
-    monkeypatch.setattr(plots, "drawing", Kept)
+    monkeypatch.setattr(curves, "drawing", Kept)
+    monkeypatch.setattr(parameters, "drawing", Kept)
     return figures
 
 
 def test_what_the_curves_say(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     random_search(tmp_path, 40)
-    plots.save_curves(tmp_path / "c.png", plots.rank_runs(rows_of(tmp_path)))
+    curves.save_curves(tmp_path / "c.png", rank_runs(rows_of(tmp_path)))
     legend = figures[0].legends[0]
     lines = [text.get_text() for text in legend.get_texts()]
     assert len(lines) == 12
@@ -163,7 +166,7 @@ def test_what_the_curves_say(tmp_path, monkeypatch):
 
 def test_bands_over_seeds(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    plots.save_curves(tmp_path / "c.png", plots.rank_runs(rows_of(grid(tmp_path))))
+    curves.save_curves(tmp_path / "c.png", rank_runs(rows_of(grid(tmp_path))))
     title = figures[0].legends[0].get_title().get_text()
     assert title.endswith("line: mean over seeds, band: lowest to highest")
     assert title.startswith("9 runs of 3 settings")
@@ -172,8 +175,8 @@ def test_bands_over_seeds(tmp_path, monkeypatch):
 
 def test_axes_of_the_parameters(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
-    found = plots.rank_runs(rows_of(random_search(tmp_path, 60)))
-    plots.save_parameters(tmp_path / "p.png", found, found.keys)
+    found = rank_runs(rows_of(random_search(tmp_path, 60)))
+    parameters.save_parameters(tmp_path / "p.png", found, found.keys)
     panels = {panel.get_title("left"): panel for panel in figures[0].axes}
     assert set(panels) == {"learning_rate", "ps", "arch"}
     assert panels["learning_rate"].get_xscale() == "log"
@@ -194,8 +197,8 @@ def test_many_parameters_and_many_categories(tmp_path, monkeypatch):
             **more,
             mixup=[None, 0.2][i % 2],
         )
-    found = plots.rank_runs(rows_of(tmp_path))
-    plots.save_parameters(tmp_path / "p.png", found, found.keys)
+    found = rank_runs(rows_of(tmp_path))
+    parameters.save_parameters(tmp_path / "p.png", found, found.keys)
     titles = [panel.get_title("left") for panel in figures[0].axes if panel.get_title("left")]
     assert len(titles) == 12
     assert titles[0] == "arch (12 of 30 values)"
@@ -214,7 +217,7 @@ def test_logarithmic_axes(values, expected):
 
 
 def shares(parent: Path):
-    found = plots.rank_runs(rows_of(parent))
+    found = rank_runs(rows_of(parent))
     return importance(found.groups, found.keys, found.value)
 
 
@@ -327,4 +330,4 @@ def test_no_torch_for_figures_and_pages(tmp_path):
     code = f"import sys, plot_results; plot_results.main(['--parent_dir', {str(tmp_path)!r}]); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert plot_results.FIGURE == plots.CURVES
+    assert plot_results.FIGURE == curves.CURVES
