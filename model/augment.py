@@ -91,7 +91,7 @@ PRESETS: dict[str, Callable[[int, int], Transforms]] = {
 
 
 class Augment:
-    """The augmentation of a training set: `pieces` of a batch on the device, if `is_batched`; else `image` in workers.
+    """The augmentation of a training set. If `is_batched`, `pieces` does it on the device; else `image`, in workers.
 
     `per_image`: by albumentations, even where it could be done in batches. `alternate`: whether an image is flipped is
     drawn once, and alternates from epoch to epoch (Keller Jordan, arXiv:2404.00498).

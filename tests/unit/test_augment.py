@@ -250,6 +250,29 @@ def test_alternating_flips(per_image):
         augment([{"name": "HorizontalFlip", "p": 0.3}], alternate_flip=1)
 
 
+def test_alternating_draws_by_hand(monkeypatch):
+    """In odd epochs a flip's draw is mirrored about the middle of [0, 1), whose ends are 0 and 1 - 2^-53."""
+    drawn, last = [], 1 - 2.0**-53
+
+    def uniform_of(seed, epoch, indices, streams):
+        drawn.append((epoch, streams))
+        return np.array([[0.0, 0.25, last]] * len(streams))
+
+    monkeypatch.setattr("model.augment.uniform", uniform_of)
+    pipeline = Augment([], 8, 0, alternate=True)
+    assert pipeline.draw(3, np.arange(3), ["0top", "1flip"]).tolist() == [[0.0, 0.25, last], [last, last - 0.25, 0.0]]
+    assert drawn == [(3, ["0top", "1flip"]), (0, ["1flip"])]
+    assert pipeline.draw(4, np.arange(3), ["1flip"]).tolist() == [[0.0, 0.25, last]]
+    assert Augment([], 8, 0).draw(3, np.arange(3), ["1flip"]).tolist() == [[0.0, 0.25, last]]
+
+
+def test_the_record_has_every_argument():
+    pad, crop, flip = augment("flip_crop").record()["transform"]["transforms"]
+    assert pad == {"__class_fullname__": "PadIfNeeded", "min_height": 40, "min_width": 40, "border_mode": 4, "p": 1.0}
+    assert crop == {"__class_fullname__": "RandomCrop", "height": 32, "width": 32, "p": 1.0}
+    assert flip == {"__class_fullname__": "HorizontalFlip", "p": 0.5}
+
+
 def test_per_image_draws_are_philox_of_the_image_alone():
     """Numbers of both generators come from one fresh counter-based stream per image, whatever was drawn before."""
     pipeline = augment(["RandomBrightnessContrast"])

@@ -226,6 +226,19 @@ def test_layer_groups_of_a_resnet():
     assert tops == [["conv1", "bn1", "layer1", "layer2"], ["layer3", "layer4"], ["fc"]]
 
 
+def test_layer_groups_of_the_kits_own_nets():
+    """The body is divided in the middle of its blocks; of an odd number, the early half gets one more."""
+    expected = {
+        "simple_cnn": [{"blocks.0", "blocks.1"}, {"blocks.2"}, {"head.1"}],
+        "resnet9": [{"stages.0", "stages.1"}, {"stages.2"}, {"head.3"}],
+        "lenet": [{"features.0", "features.3"}, {"hidden.0", "hidden.2"}, {"head.1"}],
+    }
+    for arch, groups in expected.items():
+        net = build(make_params(arch=arch), 10)
+        names = {id(p): ".".join(key.split(".")[:2]) for key, p in net.named_parameters()}
+        assert [{names[id(p)] for p in group} for group in layer_groups(net)] == groups, arch
+
+
 def test_layer_groups_of_odd_nets():
     assert [len(group) for group in layer_groups(nn.Linear(4, 2))] == [0, 0, 2]
     assert [len(group) for group in layer_groups(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))] == [0, 0, 2]
@@ -464,6 +477,25 @@ def test_mistakes_are_one_line(keys, message):
     with pytest.raises(UserError, match=message) as caught:
         build(make_params(**keys), 10)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "im_sz", "grows", "tried"),
+    [
+        ("simple_cnn", 32, False, [32]),
+        ("simple_cnn", 224, False, [224]),
+        ("resnet18", 223, False, [223]),
+        ("resnet18", 224, False, []),  # a library's net takes its usual size
+        ("resnet18", 64, True, [32, 64]),
+        ("resnet18", 256, True, [128]),
+    ],
+)
+def test_the_sizes_that_a_net_is_tried_with(arch, im_sz, grows, tried, monkeypatch):
+    sides = []
+    monkeypatch.setattr("model.net.check_output", lambda net, arch, num_classes, side: sides.append(side))
+    how = {"initial_scale": 0.5, "delay_fraction": 0.5, "finetune_fraction": 0.5} if grows else None
+    make_net(make_params(arch=arch, im_sz=im_sz, num_epochs=4, progressive=how), 3)
+    assert sides == tried
 
 
 def test_progressive_sizes_that_the_net_cannot_take_are_one_line():

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as torchvision
 from model.augment import PRESETS, mix
 from model.pixels import batched
 from model.pixels.batched import (
+    BATCHED,
     center_crop_batch,
     crop_batch,
     cutout_batch,
@@ -245,21 +246,25 @@ def test_what_is_done_in_batches(name, arguments, is_batched):
     assert (find_batched({"name": name, **arguments}) is not None) is is_batched
 
 
-def test_defaults_of_batched_transforms_are_albumentations():
+REQUIRED = {
+    "PadIfNeeded": {"min_height": 4, "min_width": 4},
+    "RandomCrop": {"height": 4, "width": 4},
+    "CenterCrop": {"height": 4, "width": 4},
+    "RandomResizedCrop": {"size": (4, 4)},
+    "HorizontalFlip": {},
+    "CoarseDropout": {"hole_height_range": (4, 4), "hole_width_range": (4, 4)},
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_defaults_of_batched_transforms_are_albumentations(name):
     """What params.json does not say is what albumentations would do."""
-
-    def as_lists(values: dict) -> dict:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    for name, said in (("HorizontalFlip", {}), ("RandomResizedCrop", {"size": (4, 4)}), ("CoarseDropout", HOLE)):
-        transform = find_batched({"name": name, **said})
-        assert transform
-        reference = getattr(albumentations, name)(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        )
-        theirs = as_lists({key: getattr(reference, key) for key in transform.arguments})
-        for key, value in as_lists(transform.arguments).items():
-            assert theirs[key] == pytest.approx(value), (name, key)
+    reference = getattr(albumentations, name)(**REQUIRED[name])
+    defaults = BATCHED[name].arguments
+    assert {key for key, value in defaults.items() if value is None} == set(REQUIRED[name])
+    for key, value in defaults.items():
+        theirs = getattr(reference, key)
+        assert value is None or (list(theirs) if isinstance(theirs, tuple) else theirs) == pytest.approx(value), key
 
 
 def test_presets_are_what_their_docstrings_say():
