@@ -234,7 +234,6 @@ def test_functions_are_short():
     )
 
 
-@not_yet
 def test_train_reads_from_top_to_bottom():
     lengths = [length(node) for node in functions(ROOT / "train.py") if node.name == "train"]
     assert len(lengths) == 1
@@ -272,6 +271,7 @@ def test_no_room_shows_more_than_a_newcomer_can_take_in():
     assert_none(wrong)
 
 
+@not_yet
 def test_no_room_outgrows_the_others():
     total = sum(map(num_lines, KIT))
     shares = {name: sum(num_lines(path) for path in KIT if room(path) == name) / total for name in ROOMS}
@@ -286,7 +286,6 @@ def count_any(path: Path) -> int:
     return len(re.findall(r"\bAny\b", "\n".join(lines)))
 
 
-@not_yet
 def test_types_say_what_they_are():
     counts = {name(path): count_any(path) for path in KIT}
     most = sorted(((number, path) for path, number in counts.items() if number), reverse=True)

@@ -20,8 +20,14 @@ from search.engines.ray import read_options
 from search.engines.registry import ENGINES
 from utils import UserError, num_cores
 
-CHILD = {"arch": "simple_cnn", "arch_args": {"n_filters": 4}, "batch_size": 8, "observers": [], "precision": "fp32",
-         "checkpoint_minutes": 0.003}  # fmt: skip
+CHILD = {
+    "arch": "simple_cnn",
+    "arch_args": {"n_filters": 4},
+    "batch_size": 8,
+    "observers": [],
+    "precision": "fp32",
+    "checkpoint_minutes": 0.003,
+}
 STEPS = 60  # of an epoch
 
 
@@ -128,8 +134,9 @@ def test_an_absent_extra_is_named(name, package, data, tmp_path):
     words = [sys.executable, "-c", code, script, "--data_dir", str(data), "--parent_dir", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
-        2, f"error: --engine {name} needs {package}: pip install -r requirements-extras.txt\n"
-    )  # fmt: skip
+        2,
+        f"error: --engine {name} needs {package}: pip install -r requirements-extras.txt\n",
+    )
 
 
 def test_children_on_a_cluster_take_the_cores_they_ask_for():

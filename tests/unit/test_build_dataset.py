@@ -265,27 +265,31 @@ def test_the_report_on_a_dataset_made_by_hand(tmp_path):
     (tmp_path / "train/b/9.txt").touch()
     solid(tmp_path / "valid/a/1.png", (5, 0, 0))
     solid(tmp_path / "valid/b/2.png", (3, 0, 0), size=(7, 30))  # train/b/6.png again
-    assert check(tmp_path) == json.loads((tmp_path / "dataset_report.json").read_text()) == {
-        "splits": {"train": {"a": 3, "b": 5}, "valid": {"a": 1, "b": 1}},
-        "broken": [f"{tmp_path / 'train/b/8.jpg'}: not a JPEG, PNG, BMP, WEBP, GIF, TIFF image"],
-        "oddities": [
-            "1 files whose extension is not their format: train/b/7.gif",
-            "2 images under 8 px: train/b/6.png, valid/b/2.png",
-            "2 images more than four times as long as wide: train/b/6.png, valid/b/2.png",
-            "no test split",
-        ],
-        "ignored": {"train": "1 .txt files ignored"},
-        "formats": {"PNG": 8, "BMP": 1},
-        "width": [7, 10, 12],
-        "height": [10, 12, 30],
-        "duplicates": [
-            ["train/a/1.png", "train/a/2.bmp"],
-            ["train/a/3.png", "train/b/4.png"],
-            ["train/b/6.png", "valid/b/2.png"],
-        ],
-        "duplicates_across_splits": [["train/b/6.png", "valid/b/2.png"]],
-        "label_conflicts": [["train/a/3.png", "train/b/4.png"]],
-    }  # fmt: skip
+    assert (
+        check(tmp_path)
+        == json.loads((tmp_path / "dataset_report.json").read_text())
+        == {
+            "splits": {"train": {"a": 3, "b": 5}, "valid": {"a": 1, "b": 1}},
+            "broken": [f"{tmp_path / 'train/b/8.jpg'}: not a JPEG, PNG, BMP, WEBP, GIF, TIFF image"],
+            "oddities": [
+                "1 files whose extension is not their format: train/b/7.gif",
+                "2 images under 8 px: train/b/6.png, valid/b/2.png",
+                "2 images more than four times as long as wide: train/b/6.png, valid/b/2.png",
+                "no test split",
+            ],
+            "ignored": {"train": "1 .txt files ignored"},
+            "formats": {"PNG": 8, "BMP": 1},
+            "width": [7, 10, 12],
+            "height": [10, 12, 30],
+            "duplicates": [
+                ["train/a/1.png", "train/a/2.bmp"],
+                ["train/a/3.png", "train/b/4.png"],
+                ["train/b/6.png", "valid/b/2.png"],
+            ],
+            "duplicates_across_splits": [["train/b/6.png", "valid/b/2.png"]],
+            "label_conflicts": [["train/a/3.png", "train/b/4.png"]],
+        }
+    )
 
 
 def test_sizes_and_classes_that_are_far_apart(tmp_path):

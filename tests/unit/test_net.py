@@ -53,7 +53,8 @@ def test_parameter_counts_are_the_golden_ones_and_the_published_ones():
 @pytest.mark.parametrize("im_sz", [8, 32, 64])
 def test_own_nets_give_logits_at_any_small_size(name, im_sz):
     net, weights_report = make_net(make_params(arch=name, im_sz=im_sz, ps=0.5), 7)
-    assert net.training and weights_report == ""
+    assert net.training
+    assert weights_report == ""
     assert net(torch.randn(4, 3, im_sz, im_sz)).shape == (4, 7)
 
 
@@ -144,15 +145,18 @@ def test_head_dropout_acts_in_training_only():
 
 def test_resnets_keep_small_images_large():
     small, large = (build(make_params(arch="resnet18", im_sz=size), 10) for size in (64, 65))
-    assert small.conv1.kernel_size == (3, 3) and small.conv1.stride == (1, 1)
-    assert isinstance(small.maxpool, nn.Identity) and large.conv1.kernel_size == (7, 7)
+    assert small.conv1.kernel_size == (3, 3)
+    assert small.conv1.stride == (1, 1)
+    assert isinstance(small.maxpool, nn.Identity)
+    assert large.conv1.kernel_size == (7, 7)
     assert count(large) - count(small) == 64 * 3 * (49 - 9)
 
 
 def test_timm_nets():
     timm = pytest.importorskip("timm")
     net = build(make_params(arch="timm/resnet18", ps=0.5), 10)
-    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10) and net.drop_rate == 0.5
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert net.drop_rate == 0.5
     assert build(make_params(arch="timm/vit_tiny_patch16_224", im_sz=32), 3).pos_embed.shape[1] == 5
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         build(make_params(arch="timm/resnet18x"), 10)
@@ -213,8 +217,10 @@ def test_layer_groups_hold_each_parameter_once(name):
     groups = layer_groups(net)
     names = {id(parameter): key for key, parameter in net.named_parameters()}
     assert sorted(names[id(p)] for group in groups for p in group) == sorted(names.values())
-    assert len(groups) == 3 and all(groups)
-    assert any(p.shape[0] == 13 for p in groups[2]) and not any(p.shape[0] == 13 for p in groups[0] + groups[1])
+    assert len(groups) == 3
+    assert all(groups)
+    assert any(p.shape[0] == 13 for p in groups[2])
+    assert not any(p.shape[0] == 13 for p in groups[0] + groups[1])
     sizes = [sum(p.numel() for p in group) for group in groups]
     assert min(sizes[:2]) > 0.005 * sum(sizes[:2]), sizes
 
@@ -268,12 +274,14 @@ def test_frozen_groups_do_not_move_not_even_their_batch_norm():
     net(torch.randn(8, 3, 32, 32)).square().mean().backward()
     optimizer.step()
     moved = {key for key, value in net.state_dict().items() if not value.equal(before[key])}
-    assert moved == {"head.1.weight", "head.1.bias"} and all(p.grad is None for p in groups[0])
+    assert moved == {"head.1.weight", "head.1.bias"}
+    assert all(p.grad is None for p in groups[0])
 
     net.train()
     freeze.freeze_groups(1)  # the last block learns again
     net(torch.randn(8, 3, 32, 32))
-    assert not net.blocks[0][0][1].training and net.blocks[2][0][1].training
+    assert not net.blocks[0][0][1].training
+    assert net.blocks[2][0][1].training
     assert [[p.requires_grad for p in group] for group in groups] == [
         [number > 0] * len(group) for number, group in enumerate(groups)
     ]
@@ -285,13 +293,16 @@ def test_freezing_ends_with_its_epochs():
     for epoch, is_frozen in ((0, True), (1, True), (2, False), (3, False), (0, True)):
         net.train()
         freeze(epoch)
-        assert norm.training is not is_frozen and norm.weight.requires_grad is not is_frozen
-        assert net.blocks[2][0][1].training and net.head[1].weight.requires_grad
+        assert norm.training is not is_frozen
+        assert norm.weight.requires_grad is not is_frozen
+        assert net.blocks[2][0][1].training
+        assert net.head[1].weight.requires_grad
     freeze(2)
     assert not norm.training  # train() puts it back
     assert all(module.training for module in net.train().modules())
     Freezer(net, make_params())(0)
-    assert norm.training and all(p.requires_grad for p in net.parameters())
+    assert norm.training
+    assert all(p.requires_grad for p in net.parameters())
 
 
 def test_freezing_leaves_what_the_net_froze_itself_and_needs_something_to_train():
@@ -318,11 +329,14 @@ def test_weights_of_a_local_file(tmp_path, suffix):
     net, weights_report = make_net(make_params(tmp_path, arch="lenet", pretrain=path.name), 3)
     assert net.features[0].weight.equal(source.features[0].weight)
     assert weights_report.startswith(f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1")
-    assert "unexpected in the file: extra" in weights_report and "\n" not in weights_report
+    assert "unexpected in the file: extra" in weights_report
+    assert "\n" not in weights_report
     del tensors["_orig_mod.module.head.1.bias"]
     torch.save(tensors, path.with_suffix(".pt"))
     report = load_weights(source, path.with_suffix(".pt"))
-    assert report.missing == ["head.1.bias"] and not report.mismatched and len(report.matched) == 9
+    assert report.missing == ["head.1.bias"]
+    assert not report.mismatched
+    assert len(report.matched) == 9
 
 
 def test_weights_that_fit_nowhere(tmp_path):
@@ -336,14 +350,16 @@ def test_the_stem_is_the_one_that_the_weights_were_trained_with(tmp_path):
     for im_sz, kernel in ((32, 3), (224, 7)):
         torch.save(build(make_params(arch="resnet18", im_sz=im_sz), 10).state_dict(), tmp_path / "w.pth")
         net, weights_report = make_net(make_params(tmp_path, arch="resnet18", im_sz=32, pretrain="w.pth"), 10)
-        assert net.conv1.kernel_size == (kernel, kernel) and "not loaded" not in weights_report
+        assert net.conv1.kernel_size == (kernel, kernel)
+        assert "not loaded" not in weights_report
 
 
 def test_trained_weights_come_back_whole_and_without_pretrain():
     trained = build(make_params(arch="resnet18", im_sz=224, seed=3), 10).state_dict()  # a 7x7 stem, as pretrain 1 has
     given = make_params(arch="resnet18", im_sz=32, pretrain=1)
     net, weights_report = make_net(given, 10, weights=trained)
-    assert weights_report == "" and all(net.state_dict()[key].equal(trained[key]) for key in trained)
+    assert weights_report == ""
+    assert all(net.state_dict()[key].equal(trained[key]) for key in trained)
     with pytest.raises(UserError, match="not of the net that params.json describes.*fc.weight"):
         build(given, 11, weights=trained)
 
@@ -365,7 +381,8 @@ def hub(tmp_path, monkeypatch):
 def test_published_weights_with_no_network_say_what_to_do(hub):
     with pytest.raises(UserError, match="no network, put https://.*resnet18-.*pth at .*or give a local file") as caught:
         build(make_params(arch="resnet18", pretrain=1), 10)
-    assert str(hub) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(hub) in str(caught.value)
+    assert "\n" not in str(caught.value)
     for arch, message in (
         ("simple_cnn", "no published weights"),
         ("vit_b_16", "are for 224 px; set im_sz to 224"),
@@ -390,15 +407,18 @@ def test_published_weights_from_torchs_cache(hub):
 
     tensors = put("resnet18")
     net, weights_report = make_net(make_params(arch="resnet18", pretrain=1, im_sz=32), 10)
-    assert net.conv1.weight.equal(tensors["conv1.weight"]) and net.fc.out_features == 10
+    assert net.conv1.weight.equal(tensors["conv1.weight"])
+    assert net.fc.out_features == 10
     assert "120 of the net's 122 tensors loaded; other shape, not loaded: fc.weight" in weights_report
 
     put("densenet121", old_names=True)
     _, report = make_net(make_params(arch="densenet121", pretrain=1, im_sz=64), 10)
-    assert "missing" not in report and "unexpected" not in report
+    assert "missing" not in report
+    assert "unexpected" not in report
     put("googlenet")
     net, weights_report = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10)
-    assert net.transform_input and "missing" not in weights_report
+    assert net.transform_input
+    assert "missing" not in weights_report
     assert "unexpected in the file: aux1" in weights_report
 
 
