@@ -1,7 +1,6 @@
-"""A search: what it tries, what it does next, and that no kill makes it lose or repeat a child."""
+"""A search for real: its children, their order, and that no kill makes it lose or repeat one."""
 
 import json
-import math
 import os
 import random
 import re
@@ -17,22 +16,6 @@ import pytest
 from kit import ROOT, call, copy_kit, experiment, history, shell, tree, weights
 
 from folder.lock import is_alive
-from search.strategy import (
-    ChildProgress,
-    Trial,
-    bracket,
-    grid,
-    is_below_median,
-    name_of,
-    names_of,
-    promote,
-    rungs,
-    sample,
-    shuffled,
-    suggest_point,
-    trials_of,
-)
-from utils import UserError
 
 SMALL = {"arch": "lenet", "arch_args": {}, "im_sz": 16, "batch_size": 16, "num_epochs": 1, "precision": "fp32"}
 RATES = [0.001, 0.01, 0.1]
@@ -51,173 +34,6 @@ def search(data: Path, folder: Path, *flags: object) -> tuple[int, str]:
 def states(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*/record/status.json"))
     return {path.parent.parent.name: json.loads(path.read_text())["state"] for path in files}
-
-
-# --- the space ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "name"),
-    [
-        ({"learning_rate": 0.001}, "learning_rate_0.001"),
-        ({"learning_rate": 1e-05, "ps": 0.5}, "learning_rate_0.00001__ps_0.5"),
-        ({"learning_rate": [0.001, 0.01]}, "learning_rate_0.001_0.01"),
-        ({"arch": "../other net.py:Net"}, "arch_..-other-net.py-Net"),
-        ({"freeze": {"groups": 2, "epochs": 1}}, "freeze_-epochs-1-groups-2-"),
-        (
-            {"cuda": True, "pretrain": None, "wd": 0.0, "num_epochs": 1e9},
-            "cuda_true__pretrain_null__wd_0.0__num_epochs_1000000000.0",
-        ),
-    ],
-)
-def test_names_say_the_values(values, name):
-    assert name_of(Trial(0, values)) == name
-
-
-def test_names_are_safe_and_short_and_differ():
-    long = [Trial(0, {"arch": "x" * 300 + end}) for end in "ab"]
-    same = [Trial(0, {"arch": word}) for word in ("a b", "a/b", "A-B", "c")]
-    names = names_of([*long, *same])
-    assert len({name.lower() for name in names}) == 6
-    assert all(len(name) <= 120 for name in names)
-    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
-    assert names[-1] == "arch_c"
-    assert name_of(Trial(0, {"ps": 0.5}, seed=2, fold=(1, 5))) == "ps_0.5__fold_1__seed_2"
-
-
-def test_a_grid_is_the_product_and_a_range_is_none():
-    points = grid({"ps": [0.1, 0.2], "arch": {"choice": ["lenet", "resnet9"]}})
-    assert points == [{"ps": p, "arch": a} for p in (0.1, 0.2) for a in ("lenet", "resnet9")]
-    with pytest.raises(UserError, match="a range is sampled"):
-        grid({"ps": {"min": 0, "max": 0.5}})
-
-
-def test_seeds_and_folds_multiply_and_the_first_seed_comes_first():
-    trials = trials_of([{"ps": 0.1}, {"ps": 0.2}], [3, 4], 2)
-    assert [(t.number, t.seed, t.fold) for t in trials[:4]] == [
-        (0, 3, (1, 2)),
-        (1, 3, (1, 2)),
-        (0, 3, (2, 2)),
-        (1, 3, (2, 2)),
-    ]
-    assert len(trials) == 8
-    assert {t.seed for t in trials} == {3, 4}
-    assert [t.seed for t in trials_of([{"ps": 0.1}], [7], None)] == [None]
-
-
-def test_random_points_lie_in_the_space_are_new_and_are_those_of_the_seed():
-    space = {
-        "learning_rate": {"min": 1e-5, "max": 0.1, "log": True},
-        "batch_size": {"min": 16, "max": 64, "int": 1},
-        "ps": {"min": 0.1, "max": 0.5},
-        "optimizer": {"choice": ["sgd", "adam"]},
-    }
-    points = [point for point, _ in zip(sample(space, 1), range(400), strict=False)]
-    rates = [point["learning_rate"] for point in points]
-    assert all(1e-5 <= rate <= 0.1 and float(f"{rate:.4g}") == rate for rate in rates)
-    assert 0.4 < sum(rate < 1e-3 for rate in rates) / 400 < 0.6  # half of the decades
-    assert {point["batch_size"] for point in points} >= {16, 64}
-    assert all(0.1 <= p["ps"] <= 0.5 for p in points)
-    assert len({json.dumps(point) for point in points}) == 400
-    assert points == [point for point, _ in zip(sample(space, 1), range(400), strict=False)]
-    assert points[:5] != [point for point, _ in zip(sample(space, 2), range(5), strict=False)]
-    assert len(list(sample({"ps": [0.1, 0.2], "cuda": [0, 1]}, 0))) == 4  # ends when there is nothing new
-
-
-def test_tpe_finds_the_better_region_and_depends_on_nothing_but_the_past():
-    space = {"learning_rate": {"min": 1e-5, "max": 1.0, "log": True}, "arch": ["a", "b"]}
-
-    def loss(point):
-        return (math.log10(point["learning_rate"]) + 2) ** 2 + (point["arch"] == "a")
-
-    past: list = []
-    for _ in range(40):
-        point = suggest_point(space, 0, past)
-        assert point == suggest_point(space, 0, past)
-        past.append((point, -loss(point)))
-    early, late = (sum(loss(point) for point, _ in part) / 10 for part in (past[:10], past[-10:]))
-    assert late < 0.5 * early
-    assert suggest_point(space, 0, [*past, ({"learning_rate": 5.0, "arch": "added by hand"}, 0.0)])["arch"] in "ab"
-
-
-# --- what next ------------------------------------------------------------------------------------------------
-
-
-def play(scores: dict[str, list[float]], ladder: list[int], eta: int, rng: random.Random, slots: int = 1) -> Counter:
-    """The epochs that each child trains when ASHA says who is next and the end of a stretch comes in any order."""
-    children = {name: ChildProgress(name, number) for number, name in enumerate(scores)}
-    under_way: dict[str, int] = {}
-    trained: Counter = Counter()
-    while True:
-        while len(under_way) < slots and (found := promote(list(children.values()), ladder, eta)):
-            child, until = found
-            child.state, under_way[child.name] = "running", until or ladder[-1]
-        if not under_way:
-            return trained
-        name = rng.choice(sorted(under_way))
-        until, child = under_way.pop(name), children[name]
-        assert until > len(child.scores)
-        trained[name] += until - len(child.scores)
-        child.scores = scores[name][:until]
-        child.state = "done" if until == ladder[-1] else "paused"
-
-
-@pytest.mark.parametrize("slots", [1, 4])
-def test_asha_trains_the_best_to_the_end_at_a_fraction_of_the_epochs(slots):
-    rng = random.Random(0)
-    quality = {f"c{number}": rng.random() for number in range(27)}
-    scores = {name: [value + 0.01 * epoch for epoch in range(9)] for name, value in quality.items()}
-    trained = play(scores, rungs(9, 3, 1), 3, rng, slots)
-    assert set(trained) == set(scores)
-    assert trained[max(quality, key=lambda name: quality[name])] == 9
-    assert sum(trained.values()) <= 0.5 * 27 * 9
-
-
-def test_asha_over_a_grid_whose_values_rise_promotes_no_more_than_over_random_points():
-    rates = grid({"learning_rate": [number / 100 for number in range(1, 82)]})
-    means = {}
-    for order, points in (("rising", rates), ("shuffled", shuffled(rates, 1))):
-        scores = {
-            name_of(Trial(0, point)): [point["learning_rate"] + 0.01 * epoch for epoch in range(9)] for point in points
-        }
-        means[order] = sum(play(scores, [1, 3, 9], 3, random.Random(0), 2).values()) / 9 / len(points)
-    assert means["rising"] > 0.5
-    assert means["shuffled"] < 0.35
-    assert shuffled(rates, 1) == shuffled(rates[::-1], 1) != shuffled(rates, 2)
-    assert all(point in shuffled(rates, 1) for point in rates)
-    assert len(shuffled(rates, 1)) == 81
-
-
-def test_too_few_children_for_a_rung_still_have_one_that_is_done():
-    for num in (1, 2, 3, 4):
-        scores = {f"c{number}": [number / 10] * 9 for number in range(num)}
-        assert max(play(scores, rungs(9, 3, 1), 3, random.Random(0)).values()) == 9
-
-
-def test_a_child_interrupted_between_rungs_goes_on_first():
-    children = [ChildProgress("new", 0), ChildProgress("half", 1, "paused", [0.1, 0.1])]
-    assert promote(children, [1, 3, 9], 3) == (children[1], 3)
-
-
-def test_rungs_end_with_the_whole_run():
-    assert rungs(9, 3, 1) == [1, 3, 9]
-    assert rungs(10, 3, 2) == [3, 10]
-    assert rungs(2.5, 3, 1) == [1, 3]
-    assert rungs(1, 3, 1) == [1]
-
-
-def test_hyperband_has_brackets_in_its_proportions():
-    share = Counter(bracket(number, 3, 3) for number in range(1700))
-    assert [round(share[index] / 100) for index in range(3)] == [9, 5, 3]  # 9, ceil(3/2 * 3), ceil(3)
-
-
-def test_the_median_stops_who_is_behind_but_not_early():
-    others = [ChildProgress(f"o{number}", number, "done", [0.5, 0.6, 0.7]) for number in range(5)]
-    slow, good = ChildProgress("s", 9, "running", [0.1, 0.2]), ChildProgress("g", 8, "running", [0.1, 0.65])
-    assert is_below_median(slow, others)
-    assert not is_below_median(good, others)
-    assert not is_below_median(ChildProgress("n", 7, "running", [0.1]), others)  # the first epoch says little
-    assert not is_below_median(slow, others[:4])
 
 
 # --- for real -------------------------------------------------------------------------------------------------
