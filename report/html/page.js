@@ -1,5 +1,5 @@
-// What moves in report.html: sorting, filtering, curves, parallel coordinates, the comparison of two runs.
-// The tables are in the page already; without this script, and without plotly, they can still be read.
+// The interactive parts of report.html: sorting, filtering, curves, parallel coordinates, the comparison of two runs.
+// The tables are part of the page, so they can be read without this script and without plotly.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -7,11 +7,11 @@ document.addEventListener("DOMContentLoaded", () => {
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // plotly reads tags
+  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // plotly interprets tags
   const words = (name) => name.replaceAll("_", " ");
   const config = { displaylogo: false, displayModeBar: false, responsive: true };
   const isThere = typeof Plotly !== "undefined";
-  if (!isThere) all(".plot").forEach((box) => box.replaceWith("plotly.min.js is missing: python plot_results.py writes it."));
+  if (!isThere) all(".plot").forEach((box) => box.replaceWith("plotly.min.js is missing. To write it: python plot_results.py"));
 
   function layout(xaxis = {}, yaxis = {}, more = {}) {
     const axis = { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true };
@@ -48,8 +48,8 @@ document.addEventListener("DOMContentLoaded", () => {
 
   const runs = data.runs || [];
   const state = { metric: data.metric, train: runs.length <= 12, mean: true, log: false, chosen: new Set(), brush: [] };
-  let passing = runs.map((_, i) => i); // the runs that the filter box lets through
-  let shown = passing; // and that the brushed axes let through too
+  let passing = runs.map((_, i) => i); // the runs that match the filter box
+  let shown = passing; // those that also lie in the ranges chosen on the axes
 
   function columnOf(name) {
     const names = data.columns.map((column) => column.name);
@@ -61,7 +61,7 @@ document.addEventListener("DOMContentLoaded", () => {
     if (!parts) return (run) => run.text.includes(word.toLowerCase());
     const [, name, sign, wanted] = parts, place = columnOf(name);
     if (place < 0) throw new Error(`no column ${name}; there are ${data.columns.map((column) => column.name).join(", ")}`);
-    if (wanted === "") throw new Error(`${name}${sign} what?`);
+    if (wanted === "") throw new Error(`${name}${sign}: a value is expected`);
     const number = Number(wanted);
     return (run) => {
       const value = run.cells[place];
@@ -112,7 +112,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const body = one("#runs tbody");
     const rows = all("tr", body).sort((left, right) => {
       const a = runs[left.dataset.i].cells[place], b = runs[right.dataset.i].cells[place];
-      if (missing(a) || missing(b)) return missing(a) - missing(b); // what is missing comes last, either way
+      if (missing(a) || missing(b)) return missing(a) - missing(b); // missing values come last in either direction
       return ascending ? compare(a, b) : compare(b, a);
     });
     body.append(...rows);
