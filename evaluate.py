@@ -4,25 +4,26 @@
     python evaluate.py --model_dir experiments/resnet18 --split valid --restore_file last
 
 Writes metrics_test_best.json and evaluation/ into the experiment folder. Each look at the test split is
-recorded, and tables show how many there were: choose by the validation metrics.
+recorded, and tables show the number of looks: choose by the validation metrics.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder, now
 from folder.locate import find_trained_data
 from include import EVALUATION, SPLIT_SYNONYMS, SPLITS
-from utils import UserError, nearest, reference_name, run_script, to_json, write_json
+from utils import JsonObject, UserError, nearest, reference_name, run_script, to_json, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
-    import argparse
-
+    from engine.protocols import Loader
     from engine.use.inference import Trained
     from params import Params
 
@@ -38,87 +39,122 @@ def make_parser() -> Parser:
     add("--out", type=Path, metavar="DIR", help="write there instead of into the experiment folder")
     add("--cache_dir", type=Path, metavar="DIR", help="for decoded images (default: .cache beside the data)")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    parser.epilog = 'What does not change the net can be set: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
+    parser.epilog = (
+        'Parameters that do not change the net can be given: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
+    )
     return parser
 
 
-def fetch(split: str, data_dir: Path, params: Params, trained: Trained, cache_dir: Path | None) -> Any:
-    """The loader of the split, each image once and as evaluation sees it."""
-    from model.data_loader import fetch_dataloader
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
 
-    if split == "train":  # only the images that are trained with, without what happens to them in training
-        params = params.replace(augment="none", mixup=0, cutmix=0, sampler="shuffle", accumulate=1,
-                                batch_size=params.bs_test)  # fmt: skip
-    loaders = fetch_dataloader(
-        [split], data_dir, params, device=trained.device, cache_dir=cache_dir, pinned=trained.pinned
-    )
-    return loaders[split]
+    split: str
+    restore_file: str  # weights: best, last or a file
+    data_dir: str | None
+    out: Path | None  # where to write, when not into the experiment folder
+    cache_dir: Path | None
+    say: Callable[[str], None]  # prints where people read
 
 
-def evaluate(folder: Folder, args: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+def parse_split(name: str) -> str:
+    """train, valid or test. UserError for any other name."""
+    split = str(SPLIT_SYNONYMS.get(name, name))
+    if split not in SPLITS:
+        raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
+    return split
+
+
+def evaluate(folder: Folder, request: Request, overrides: JsonObject) -> JsonObject:
     """Weights -> logits of every image -> metrics, the record of the look, tables and pictures."""
-    from engine.use.evaluation import class_table, collect_outputs, measure, record_look, write_evaluation
-    from engine.use.inference import load_trained, parameters
+    from engine.use.evaluation import class_table, collect_outputs, measure, show_in_tensorboard, write_evaluation
+    from engine.use.inference import load_params, load_trained
     from model.metric import make_metrics
     from model.net import make_net
     from model.tta import average_views
 
-    split = str(SPLIT_SYNONYMS.get(args.split, args.split))
-    if split not in SPLITS:
-        raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
-    say = partial(print, file=sys.stderr if args.json else sys.stdout)
-    trained = load_trained(folder, args.restore_file, make_net, average_views, overrides)
-    params = parameters(folder, overrides, trained)
+    # Build everything that the evaluation needs; mistakes are found here, before anything is written.
+    trained = load_trained(folder, request.restore_file, make_net, average_views, overrides)
+    params = load_params(folder, overrides, trained)
     check_classes(folder, trained)
-    loader = fetch(split, find_trained_data(folder, args.data_dir), params, trained, args.cache_dir)
+    data_dir = find_trained_data(folder, request.data_dir)
+    loader = fetch_split(request.split, data_dir, params, trained, request.cache_dir)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     of_epoch = f" (epoch {trained.epoch})" if trained.epoch else ""
     views = f", tta {trained.tta}" if trained.tta != "none" else ""
-    say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32{views}\n{loader.description}")
-
+    request.say(f"weights  {trained.path}{of_epoch}, {trained.device}, fp32{views}\n{loader.description}")
+    # Run the net over the split, and record a look at the test split before anybody sees its numbers.
     outputs = collect_outputs(trained, loader)
     values = measure(metrics, outputs.logits, outputs.labels)
-    files = output_paths(folder, args.out, split, trained.which)
-    looks = None
-    if split == "test":  # recorded before it is seen
-        look = {"time": now(), "weights": trained.kit["digest"], "restore_file": args.restore_file,
-                "data": loader.fingerprint, "metrics": values}  # fmt: skip
-        looks = record_look(folder.path, look)
+    looks = count_look(folder, request, trained, loader, values) if request.split == "test" else None
+    # Write metrics, tables and pictures.
+    files = output_paths(folder, request.out, request.split, trained.name)
     shown = {name: f"{name} {value:.4f}" for name, value in values.items() if value is not None}
-    chosen_by = shown.get(reference_name(params.best_metric), "")
-    title = f"{split}: {chosen_by}, {loader.num_images} images"
+    best = shown.get(reference_name(params.best_metric), "")
+    title = f"{request.split}: {best}, {loader.num_images} images"
     lines = write_evaluation(files["evaluation"], outputs, loader, title)
     write_json(files["metrics"], ({"epoch": trained.epoch} if trained.epoch else {}) | values)
-    if "tensorboard" in params.observers and args.out is None:
-        from engine.use.evaluation import show_in_tensorboard
-
-        show_in_tensorboard(folder.path, files["evaluation"], split, trained.epoch or 0)
-
-    say(f"\n{class_table(lines, at_most=20)}\n\n{split}: {', '.join(shown.values())}")
+    if "tensorboard" in params.observers and request.out is None:
+        show_in_tensorboard(folder.path, files["evaluation"], request.split, trained.epoch or 0)
+    # Print the table, the metrics, the looks and the paths.
+    request.say(f"\n{class_table(lines, at_most=20)}\n\n{request.split}: {', '.join(shown.values())}")
     if looks:
-        say(f"look {looks} at this test set" + (": choose by validation metrics, not by these" if looks > 3 else ""))
-    say("\n".join(f"{name:10} {path}" for name, path in files.items()))
-    said = {"split": split, "weights": str(trained.path), "epoch": trained.epoch, "metrics": values}
-    return said | {"looks": looks, "files": {name: str(path) for name, path in files.items()}}
+        hint = ": choose by validation metrics, not by these" if looks > 3 else ""
+        request.say(f"look {looks} at this test set{hint}")
+    request.say("\n".join(f"{name:10} {path}" for name, path in files.items()))
+    return {
+        "split": request.split,
+        "weights": str(trained.path),
+        "epoch": trained.epoch,
+        "metrics": values,
+        "looks": looks,
+        "files": {name: str(path) for name, path in files.items()},
+    }
+
+
+def fetch_split(split: str, data_dir: Path, params: Params, trained: Trained, cache_dir: Path | None) -> Loader:
+    """The loader of the split, which gives each image once and as evaluation sees it."""
+    from model.data_loader import fetch_dataloader
+
+    if split == "train":  # the images that are trained with, without the augmentation of training
+        params = params.replace(
+            augment="none", mixup=0, cutmix=0, sampler="shuffle", accumulate=1, batch_size=params.bs_test
+        )
+    pinned = trained.pinned
+    return fetch_dataloader([split], data_dir, params, device=trained.device, cache_dir=cache_dir, pinned=pinned)[split]
+
+
+def count_look(folder: Folder, request: Request, trained: Trained, loader: Loader, values: JsonObject) -> int:
+    """Record a look at the test split. Returns the number of looks so far."""
+    from engine.use.evaluation import record_look
+
+    look: JsonObject = {
+        "time": now(),
+        "weights": trained.kit["digest"],
+        "restore_file": request.restore_file,
+        "data": loader.fingerprint,
+        "metrics": values,
+    }
+    return record_look(folder.path, look)
 
 
 def check_classes(folder: Folder, trained: Trained) -> None:
-    """The weights' class list must be the one that the folder froze at its first start."""
+    """UserError unless the weights have the classes that the folder froze at its first start."""
     frozen = folder.resolved().get("pinned", {}).get("classes", trained.classes)
     if frozen != trained.classes:
         raise UserError(
-            f"{trained.path} knows {len(trained.classes)} classes ({', '.join(trained.classes[:5])}, ...), "
-            f"{folder.path} others ({', '.join(frozen[:5])}, ...): these weights are of another experiment"
+            f"{trained.path} was trained with {len(trained.classes)} classes ({', '.join(trained.classes[:5])}, ...), "
+            f"{folder.path} with {len(frozen)} ({', '.join(frozen[:5])}, ...): give weights of this experiment"
         )
 
 
-def output_paths(folder: Folder, out: Path | None, split: str, which: str) -> dict[str, Path]:
-    """metrics_test_best.json and evaluation/; other splits and weights have their own names."""
-    suffix = ("" if split == "test" else f"_{split}") + ("" if which == "best" else f"_{which}")
+def output_paths(folder: Folder, out: Path | None, split: str, weights: str) -> dict[str, Path]:
+    """metrics_test_best.json and evaluation/; for other splits and weights, names that say which."""
+    suffix = ("" if split == "test" else f"_{split}") + ("" if weights == "best" else f"_{weights}")
     parent = out or folder.path
     parent.mkdir(parents=True, exist_ok=True)
     return {
-        "metrics": parent / f"metrics_{split}_{which}.json",
+        "metrics": parent / f"metrics_{split}_{weights}.json",
         "evaluation": parent / f"{EVALUATION}{suffix}",
     }
 
@@ -127,7 +163,15 @@ def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? give --model_dir M")
-    result = evaluate(Folder(args.model_dir or args.folder), args, overrides)
+    request = Request(
+        split=parse_split(args.split),
+        restore_file=args.restore_file,
+        data_dir=args.data_dir,
+        out=args.out,
+        cache_dir=args.cache_dir,
+        say=partial(print, file=sys.stderr if args.json else sys.stdout),
+    )
+    result = evaluate(Folder(args.model_dir or args.folder), request, overrides)
     if args.json:
         print(to_json(result), end="")
     return 0

@@ -1,4 +1,4 @@
-"""Say what is in images, with a trained net.
+"""Name the class of each image, with a trained net.
 
     python predict.py --model_dir experiments/resnet18 photo.jpg more_photos/
     python predict.py --model_dir experiments/resnet18 photos/ --top 3 --csv predictions.csv
@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder
 from include import EXIT_USER, IMAGE_EXTENSIONS
-from utils import UserError, run_script, to_json
+from utils import JsonObject, UserError, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     import numpy as np
@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answ
 
     from engine.use.inference import Trained
 
-BATCH = 64
+BATCH = 64  # images that go through the net at once
+Row = dict[str, "str | float | None"]
 
 
 def make_parser() -> Parser:
@@ -55,8 +56,8 @@ def find_images(names: Sequence[str]) -> Iterator[str]:
             yield from (os.path.join(current, file) for file in shown if file.lower().endswith(IMAGE_EXTENSIONS))
 
 
-def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
-    """(S, S, 3) uint8 as the data loader makes it, or what is wrong with the file."""
+def read_base_image(path: str, kit: JsonObject) -> np.ndarray | str:
+    """(S, S, 3) uint8 as the data loader makes it, or the reason why the file cannot be read."""
     from model.data_loader import base_size
     from model.images.decode import ImageError, base_image, read_image
 
@@ -66,7 +67,7 @@ def read_base_image(path: str, kit: dict[str, Any]) -> np.ndarray | str:
         return str(error).removeprefix(f"{path}: ")
 
 
-def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[Row]:
     """One row per path: path, label_1, prob_1, ..., error."""
     import numpy as np
     import torch
@@ -76,29 +77,34 @@ def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[dict[s
     pinned = trained.pinned
     normalise = Normalise(pinned["im_sz"], pinned["mean"], pinned["std"], trained.device)
 
-    def logits(images: list[np.ndarray]) -> Tensor:
-        return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device)))
+    def probabilities(images: list[np.ndarray]) -> Tensor:
+        """(N, K) on the CPU."""
+        return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device))).softmax(dim=1)
 
     with ThreadPoolExecutor(4) as pool:  # files are read and resized while others are decoded
         for start in range(0, len(paths), BATCH):
-            some = paths[start : start + BATCH]
-            read = list(pool.map(lambda path: read_base_image(path, trained.kit), some))
-            good = [image for image in read if not isinstance(image, str)]
-            found = iter(logits(good).softmax(dim=1) if good else ())  # (K,) of each
-            for path, image in zip(some, read, strict=True):
-                error = image if isinstance(image, str) else ""
-                best = [] if error else zip(*next(found).topk(top), strict=True)
-                yield make_row(path, [(trained.classes[n], float(p)) for p, n in best], top, error)
+            batch = paths[start : start + BATCH]
+            read = list(pool.map(lambda path: read_base_image(path, trained.kit), batch))
+            images = [image for image in read if not isinstance(image, str)]
+            of_images = iter(probabilities(images) if images else ())  # (K,) of each image
+            for path, image in zip(batch, read, strict=True):
+                if isinstance(image, str):
+                    yield make_row(path, [], top, error=image)
+                else:
+                    values, numbers = next(of_images).topk(top)
+                    names = [trained.classes[number] for number in numbers.tolist()]
+                    yield make_row(path, list(zip(names, values.tolist(), strict=True)), top)
 
 
-def make_row(path: str, found: Sequence[tuple[str, float]], top: int, error: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": path}
+def make_row(path: str, likeliest: Sequence[tuple[str, float]], top: int, error: str = "") -> Row:
+    """The row of an image: its `top` likeliest classes and their probabilities, or the reason why it has none."""
+    row: Row = {"path": path}
     for rank in range(top):
-        row[f"label_{rank + 1}"], row[f"prob_{rank + 1}"] = found[rank] if found else (None, None)
+        row[f"label_{rank + 1}"], row[f"prob_{rank + 1}"] = likeliest[rank] if likeliest else (None, None)
     return row | {"error": error}
 
 
-def show(rows: Sequence[dict[str, Any]]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """The table for people: probabilities with four decimals, an error column only when there are errors."""
     from tabulate import tabulate
 
@@ -107,10 +113,11 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     return tabulate(cells, columns, tablefmt="plain", disable_numparse=True)
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """The same as CSV, with every digit."""
     from engine.use.evaluation import write_csv
 
-    def exact(value: Any) -> Any:
+    def exact(value: str | float | None) -> str | float | None:
         return f"{value:.9g}" if isinstance(value, float) else value
 
     write_csv(path, list(rows[0]), [[exact(value) for value in row.values()] for row in rows])
@@ -119,12 +126,16 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
     if other := set(overrides) - {"device", "cuda", "tta"}:
-        raise UserError(f"--{min(other)}: it is part of what was trained; possible here: --device, --tta")
+        raise UserError(
+            f"--{min(other)} belongs to the trained net and cannot be changed; possible here: --device, --tta"
+        )
     if args.top < 1:
         raise UserError(f"--top: {args.top} given; at least 1")
     paths = list(find_images(args.images))
     if not paths:
-        raise UserError(f"{', '.join(args.images)}: no images in there (read are {' '.join(IMAGE_EXTENSIONS)})")
+        raise UserError(
+            f"{', '.join(args.images)}: no images found; give files, or folders with {' '.join(IMAGE_EXTENSIONS)}"
+        )
     if args.csv and not Path(args.csv).absolute().parent.is_dir():
         raise UserError(f"--csv: {Path(args.csv).parent}: no such folder")
     for stream in (sys.stdout, sys.stderr):
@@ -143,7 +154,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(to_json({"weights": str(trained.path), "failed": failed, "rows": rows}), end="")
     else:
-        print(f"{len(rows)} rows in {args.csv}" if args.csv else show(rows))
+        print(f"{len(rows)} rows in {args.csv}" if args.csv else format_table(rows))
     if failed:
         print(f"warning: {failed} of {len(rows)} images could not be read", file=sys.stderr)
     return EXIT_USER if failed == len(rows) else 0

@@ -17,7 +17,7 @@ from PIL import Image
 import evaluate
 import predict
 from engine.use.evaluation import class_table, collect_outputs, record_look, score_classes
-from engine.use.inference import Trained, with_its_code
+from engine.use.inference import Trained, params_with_frozen_files
 from include import ROOT
 from model.tta import average_views
 from utils import UserError
@@ -167,7 +167,7 @@ def test_mistakes_are_named(world, tmp_path, capsys):
         (["--model_dir", folder, "--data_dir", no_test], "no test split", 2),
         (["--model_dir", folder, "--data_dir", renamed], "deux", 2),
         (["--model_dir", folder, "--restore_file", "worst"], "no such weights file", 2),
-        (["--model_dir", folder, "--arch=lenet"], "part of what was trained", 2),
+        (["--model_dir", folder, "--arch=lenet"], "belongs to the trained net", 2),
         (["--model_dir", folder, '--metrics=["acuracy"]'], "did you mean 'accuracy'", 2),
         (["--model_dir", folder, "--spilt=test"], "--spilt", 2),
         (["--model_dir", damaged], "damaged", 3),
@@ -245,13 +245,13 @@ def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
 
 def test_references_are_read_from_the_copy_that_ran(tmp_path):
     values = {"arch": "../own/net.py:Net", "metrics": ["accuracy"]}
-    assert with_its_code(tmp_path, values).folder == tmp_path
+    assert params_with_frozen_files(tmp_path, values).folder == tmp_path
     frozen = tmp_path / "record/code/experiment"
     frozen.mkdir(parents=True)
     (frozen / "net.py").touch()
-    assert with_its_code(tmp_path, values).folder == frozen
-    assert with_its_code(tmp_path, values).arch == "net.py:Net"
-    assert with_its_code(tmp_path, values | {"metrics": ["new.py:metric"]}).folder == tmp_path
+    assert params_with_frozen_files(tmp_path, values).folder == frozen
+    assert params_with_frozen_files(tmp_path, values).arch == "net.py:Net"
+    assert params_with_frozen_files(tmp_path, values | {"metrics": ["new.py:metric"]}).folder == tmp_path
 
 
 # --- predict --------------------------------------------------------------------------------------------
