@@ -46,7 +46,7 @@ def make_parser() -> Parser:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What the command line asks for."""
 
     split: str
@@ -65,7 +65,7 @@ def parse_split(name: str) -> str:
     return split
 
 
-def evaluate(folder: Folder, request: Request, overrides: JsonObject) -> JsonObject:
+def evaluate(folder: Folder, request: EvaluationRequest, overrides: JsonObject) -> JsonObject:
     """Weights -> logits of every image -> metrics, the record of the look, tables and pictures."""
     from engine.use.evaluation import class_table, collect_outputs, measure, show_in_tensorboard, write_evaluation
     from engine.use.inference import load_params, load_trained
@@ -124,7 +124,7 @@ def fetch_split(split: str, data_dir: Path, params: Params, trained: Trained, ca
     return fetch_dataloader([split], data_dir, params, device=trained.device, cache_dir=cache_dir, pinned=pinned)[split]
 
 
-def count_look(folder: Folder, request: Request, trained: Trained, loader: Loader, values: JsonObject) -> int:
+def count_look(folder: Folder, request: EvaluationRequest, trained: Trained, loader: Loader, values: JsonObject) -> int:
     """Record a look at the test split. Returns the number of looks so far."""
     from engine.use.evaluation import record_look
 
@@ -163,7 +163,7 @@ def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? give --model_dir M")
-    request = Request(
+    request = EvaluationRequest(
         split=parse_split(args.split),
         restore_file=args.restore_file,
         data_dir=args.data_dir,

@@ -1,7 +1,7 @@
-"""Observers watch a run: they see every Step and Epoch and change nothing.
+"""Observers watch a run: they get every Step and Epoch, and change nothing.
 
-Add one: a class with any of the methods of Observer, and a line in OBSERVERS. "file.py:Name" in "observers"
-names one of the experiment's own.
+To add one: write a class that derives from Observer with any of its methods, and add a line to OBSERVERS.
+"file.py:Name" in "observers" names an observer in the experiment folder.
 """
 
 from __future__ import annotations
@@ -9,30 +9,35 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from include import TENSORBOARD, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
 from utils import UserError, lookup, reference_name
 
 if TYPE_CHECKING:
-    from engine.loop import Epoch, Step
+    from torch.utils.tensorboard import SummaryWriter
+
+    from engine.events import Epoch, Step
+    from engine.state import Row
     from params import Params
 
 
 class Observer:
-    """Sees a run go by. It writes nothing before the first event, and may be made before the run is sure.
+    """The base of all observers. The constructor writes nothing: the run may still be refused after it.
 
-    folder: of the experiment; start_step: optimizer steps already taken when this start continues a run.
+    folder: of the experiment; start_step: number of optimizer steps already taken when this start continues a run.
     """
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
-        self.folder, self.params, self.start_step = Path(folder), params, start_step
+        self.folder = Path(folder)
+        self.params = params
+        self.start_step = start_step
 
     def step(self, step: Step) -> None:
         """Every `save_summary_steps` optimizer steps, and at the end of an epoch."""
 
-    def epoch(self, epoch: Epoch, history: list[dict[str, Any]]) -> None:
+    def epoch(self, epoch: Epoch, history: list[Row]) -> None:
         """After each evaluation; `history` ends with the row of this epoch."""
 
     def close(self) -> None:
@@ -40,20 +45,21 @@ class Observer:
 
 
 class TensorBoard(Observer):
-    """Events under tensorboard/: at a Step loss, rates and speed; at an Epoch metrics and validation."""
+    """Events under tensorboard/: loss, learning rates and speed at each Step; the metrics of both splits at each Epoch."""
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError('observers: "tensorboard" needs its package: pip install tensorboard, or leave it out')
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
 
     @property
-    def writer(self) -> Any:
+    def writer(self) -> SummaryWriter:
+        """Made at the first event."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Events after start_step are of an attempt that did not get to its commit: they come again.
+            # Events after start_step are of an attempt that ended before it committed them: they come again.
             purge = self.start_step + 1 if self.start_step else None
             self._writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purge)
         return self._writer
@@ -67,7 +73,7 @@ class TensorBoard(Observer):
             self.writer.add_scalar(name, rate, step.step)
         self.writer.add_scalar("images_per_second", step.images_per_second, step.step)
 
-    def epoch(self, epoch: Epoch, history: list[dict[str, Any]]) -> None:
+    def epoch(self, epoch: Epoch, history: list[Row]) -> None:
         for key, value in epoch.row.items():
             split, _, name = key.partition("_")
             if split in ("train", "val") and key != "train_loss" and value is not None:
@@ -81,16 +87,16 @@ class TensorBoard(Observer):
 
 
 class LivePlot(Observer):
-    """train_history.png after each epoch, while drawing takes under 2 % of the time; the last one comes without it."""
+    """train_history.png after each epoch, as long as drawing takes under 2 % of the time. The run draws the last one."""
 
-    SHARE = 0.02
+    SHARE = 0.02  # of the time
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
-        self.cost = 0.5  # seconds per drawing; the first includes the import of matplotlib
-        self.since = time.monotonic()
+        self.cost = 0.5  # seconds that the last drawing took; the first includes the import of matplotlib
+        self.since = time.monotonic()  # the end of the last drawing
 
-    def epoch(self, epoch: Epoch, history: list[dict[str, Any]]) -> None:
+    def epoch(self, epoch: Epoch, history: list[Row]) -> None:
         begun = time.monotonic()
         if self.cost > self.SHARE * (begun - self.since):
             return
@@ -108,12 +114,12 @@ OBSERVERS: dict[str, type[Observer]] = {
 
 
 def make_observers(names: list[str], folder: Path, params: Params, start_step: int = 0) -> list[Observer]:
-    """The observers by name. UserError for an unknown one, or one that cannot be made. Writes nothing."""
-    observers = []
+    """The observers that `names` lists. UserError for an unknown one, or one that cannot be made. Writes nothing."""
+    observers: list[Observer] = []
     for name in dict.fromkeys(names):
-        made = lookup(OBSERVERS, name, "observers", params.folder)
+        make = lookup(OBSERVERS, name, "observers", params.folder)
         try:
-            observer = made(Path(folder), params, start_step)
+            observer = make(Path(folder), params, start_step)
         except TypeError as error:
             raise UserError(f"observers: {name} cannot be made with (folder, params, start_step): {error}") from None
         missing = [method for method in ("step", "epoch", "close") if not callable(getattr(observer, method, None))]

@@ -9,25 +9,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.loop import NonFiniteLoss, Run, State, Step, train_epoch
+from engine.events import NonFiniteLoss
+from engine.loop import Run, train_epoch
 from engine.schedule import Schedule
+from engine.state import State
 from include import EXIT_NONFINITE, LR_FIND, LR_FIND_PNG, PARAMS, RECORD
 from params import Params
 from report.figures import BEST, MUTED, TRAIN, VALID, drawing
 from report.rows import flatten
-from utils import UserError, command, to_json, write_json
+from utils import JsonObject, UserError, command, to_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from engine.plan import Plan
 
-LOWEST, HIGHEST, NUM_STEPS = 1e-7, 10.0, 100  # fastai's
+LOWEST = 1e-7  # learning rates and number of steps: fastai's
+HIGHEST = 10.0
+NUM_STEPS = 100
 SMOOTHING = 0.9  # of the losses, per step
 DIVERGED = 4.0  # times the lowest smoothed loss
-SKIPPED, LEAST = 10, 20  # first steps that suggestions leave out; steps that they need
+SKIPPED = 10  # number of first steps that the suggestions leave out
+LEAST = 20  # number of steps that the suggestions need
 BEGUN = 0.05  # share of its fall after which the loss has begun to fall
 HARDLY = 0.03  # share of the loss that is no fall
 MARKS = {"valley": VALID, "steepest": BEST, "minimum over ten": "#8e5bb5"}
@@ -64,29 +69,36 @@ def peak_rate(params: Params) -> float:
 
 
 def rate_at(step: int) -> float:
+    """The largest learning rate of step `step`: from LOWEST to HIGHEST, by the same factor each step."""
     return LOWEST * (HIGHEST / LOWEST) ** (step / (NUM_STEPS - 1))
 
 
 def range_test(run: Run, state: State) -> Curve:
     """The run's own training steps from its first epoch on, at rising rates, until the loss diverges.
 
-    Net, loss, optimizer, precision, augmentation and order are the run's; layer groups keep the proportions of their
-    rates, what is frozen at first stays so, momentum is constant. Small data sets are gone through several times.
+    Net, loss, optimizer, precision, augmentation and order are the run's. Layer groups keep the proportions of their
+    rates, layers that are frozen at first stay frozen, momentum is constant. A small dataset is gone through several
+    times.
     """
     from tqdm import tqdm
 
-    initial = 1.0 if run.params.lr_schedule else peak_rate(run.params)  # what the groups' initial_lr are parts of
+    # The run, with rates that rise and a Step after each step; every epoch begins like the first.
+    initial = 1.0 if run.params.lr_schedule else peak_rate(run.params)  # the rate that initial_lr is relative to
     begin_epoch = run.before_epoch
-    run = replace(run, params=run.params.replace(save_summary_steps=1), total_steps=NUM_STEPS,
-                  schedule=Schedule(lambda step: rate_at(step) / initial),
-                  before_epoch=lambda epoch: begin_epoch(0))  # fmt: skip
+    run = replace(
+        run,
+        params=run.params.replace(save_summary_steps=1),
+        total_steps=NUM_STEPS,
+        schedule=Schedule(lambda step: rate_at(step) / initial),
+        before_epoch=lambda epoch: begin_epoch(0),
+    )
     state.ema = None
-    curve, is_shown = Curve(), None if run.world.is_main else True
-    with tqdm(total=NUM_STEPS, desc="range test", unit="step", leave=False, disable=is_shown) as bar:
+    curve = Curve()
+    is_hidden = None if run.world.is_main else True  # None: hidden where there is no terminal
+    with tqdm(total=NUM_STEPS, desc="range test", unit="step", leave=False, disable=is_hidden) as bar:
         while state.step < NUM_STEPS:
             try:
                 for event in train_epoch(run, state):
-                    assert isinstance(event, Step)
                     curve.add(rate_at(event.step - 1), event.loss)
                     bar.update()
                     if curve.has_diverged:
@@ -95,14 +107,17 @@ def range_test(run: Run, state: State) -> Curve:
             except NonFiniteLoss:
                 curve.ended = f"was no longer finite at {rate_at(len(curve.rates)):.2g}"
                 return curve
-            state.epoch, state.epoch_step, state.sums = state.epoch + 1, state.step, {}
+            # Begin the next epoch without an evaluation.
+            state.epoch += 1
+            state.epoch_step = state.step
+            state.sums = {}
     return curve
 
 
 # --- what the curve suggests ----------------------------------------------------------------------------
 
 
-def suggest(curve: Curve) -> dict[str, float]:
+def suggest_rates(curve: Curve) -> dict[str, float]:
     """Name -> learning rate, to two digits. UserError (exit 6) when the curve is too short to say anything."""
     import numpy as np
 
@@ -115,23 +130,24 @@ def suggest(curve: Curve) -> dict[str, float]:
     rates, losses = np.array(curve.rates[SKIPPED:]), np.array(curve.smoothed[SKIPPED:])
     lowest = int(losses.argmin())
     slopes = np.gradient(losses, np.log(rates))
-    found = {
+    suggestions = {
         "valley": rates[valley(losses)],
         "steepest": rates[slopes[: lowest + 1].argmin()],
         "minimum over ten": rates[lowest] / 10,
     }
-    return {name: rounded(rate) for name, rate in found.items()}
+    return {name: rounded(rate) for name, rate in suggestions.items()}
 
 
 def rounded(rate: float) -> float:
+    """To two digits."""
     return float(f"{rate:.2g}")
 
 
 def valley(losses: np.ndarray) -> int:
-    """The position two thirds through the valley of `losses` (N,): from where they have begun to fall to the lowest.
+    """The position at two thirds of the way from where `losses` (N,) begin to fall to the lowest of them.
 
-    fastai's valley is the longest falling subsequence, which reaches far back into a noisy plateau, and its rates came
-    out at a tenth of this one's, too low for every net that was tried.
+    fastai's valley is the longest falling subsequence. That reaches far back into a noisy plateau, and its rates were
+    a tenth of these, too low for every net that was tried.
     """
     import numpy as np
 
@@ -142,12 +158,13 @@ def valley(losses: np.ndarray) -> int:
     return start + 2 * (lowest - start) // 3
 
 
-def remark(curve: Curve) -> str:
-    """What to say of a curve that does not fall below its noise, or hardly; "" for a good one."""
+def warn_of_flat(curve: Curve) -> str:
+    """A warning for a curve that hardly falls, or not below its noise; "" for a good one."""
     import numpy as np
 
-    plateau = np.array(curve.losses[: 3 * SKIPPED])  # up to 5e-5, where next to nothing is learned
-    first, lowest = plateau.mean(), min(curve.smoothed)
+    plateau = np.array(curve.losses[: 3 * SKIPPED])  # up to a rate of 5e-5, at which next to nothing is learned
+    first = plateau.mean()
+    lowest = min(curve.smoothed)
     if first - lowest > max(HARDLY * abs(first), plateau.std()):
         return ""
     fall = f"the loss hardly falls at any rate ({first:.3g} -> {lowest:.3g})"
@@ -155,7 +172,7 @@ def remark(curve: Curve) -> str:
 
 
 def with_rate(params: Params, rate: float) -> str:
-    """The flag that gives the run `rate` as its largest, in the proportions that the parameters have."""
+    """The flag that makes `rate` the largest of the run; several rates keep their proportions."""
     factor = rate / peak_rate(params)
     if params.lr_schedule:
         return f"--lr_schedule={json.dumps([[until, rounded(one * factor)] for until, one in params.lr_schedule])}"
@@ -185,25 +202,28 @@ def next_command(plan: Plan, rate: float) -> str:
 
 
 def find_lr(plan: Plan, run: Run, state: State) -> str:
-    """Test, write record/lr_find.json and lr_find.png, and give what is to be printed: "" on ranks other than 0."""
+    """Test, write record/lr_find.json and lr_find.png, and return the text to print: "" on ranks other than 0."""
     params = run.params
+    # Test, on all ranks; only one of them reports.
     curve = range_test(run, state)
     run.world.leave()
-    found = suggest(curve)
+    suggestions = suggest_rates(curve)
     if not run.world.is_main:
         return ""
+    # The findings, as they are printed.
     weights = plan.restore_name or ("published weights" if params.pretrain == 1 else params.pretrain or "fresh weights")
     path = plan.folder.path
-    result = {
-        "suggestions": {name.replace(" ", "_"): rate for name, rate in found.items()},
+    result: JsonObject = {
+        "suggestions": {name.replace(" ", "_"): rate for name, rate in suggestions.items()},
         "learning_rate": peak_rate(params),
         "weights": str(weights),
         "steps": len(curve.rates),
         "ended": curve.ended,
-        "remark": remark(curve),
+        "remark": warn_of_flat(curve),
         "figure": str(path / LR_FIND_PNG),
-        "command": next_command(plan, found["valley"]),
+        "command": next_command(plan, suggestions["valley"]),
     }
+    # A new folder gets its params.json; the record and the figure say everything else.
     (path / RECORD).mkdir(parents=True, exist_ok=True)
     if plan.written is not None:
         write_json(path / PARAMS, plan.written)
@@ -211,11 +231,11 @@ def find_lr(plan: Plan, run: Run, state: State) -> str:
     columns = {"rates": curve.rates, "losses": curve.losses, "smoothed": curve.smoothed}
     write_json(path / LR_FIND, result | about | {"overrides": plan.overrides} | columns)
     title = f"{params.arch}, {params.optimizer}, batches of {params.batch_size}"
-    save_figure(path / LR_FIND_PNG, curve, found, peak_rate(params), title)
-    return to_json(result) if plan.request.json else describe(result)
+    save_figure(path / LR_FIND_PNG, curve, suggestions, peak_rate(params), title)
+    return to_json(result) if plan.request.json else format_result(result)
 
 
-def describe(result: dict[str, Any]) -> str:
+def format_result(result: JsonObject) -> str:
     """A line per suggestion, and the command that uses the first."""
     tested = f"{result['steps']} steps from {LOWEST:g} on, on {result['weights']}"
     lines = [f"range test: {tested}; the loss {result['ended']}"]
@@ -225,26 +245,31 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join([*lines, result["command"]]) + "\n"
 
 
-def save_figure(path: Path, curve: Curve, found: dict[str, float], current: float, title: str) -> None:
-    """Loss over learning rate: every step faint, the smoothed curve, each suggestion, and the rate as it is."""
+def save_figure(path: Path, curve: Curve, suggestions: dict[str, float], current: float, title: str) -> None:
+    """Loss over learning rate: each step faint, the smoothed curve, each suggestion, and the rate of params.json."""
     import numpy as np
     from matplotlib.ticker import FuncFormatter
 
-    rates, smoothed = np.array(curve.rates), np.array(curve.smoothed)
-    start, low = smoothed[min(SKIPPED, len(smoothed) - 1)], min(smoothed.min(), np.nanpercentile(curve.losses, 2))
+    rates = np.array(curve.rates)
+    smoothed = np.array(curve.smoothed)
     with drawing(path, 8.4, 4.8) as figure:
         panel = figure.subplots()
+        # The losses.
         panel.plot(rates, curve.losses, ".", color=TRAIN, alpha=0.35, label="loss of each step", zorder=2)
         panel.plot(rates, smoothed, color=TRAIN, linewidth=2.2, label="smoothed", zorder=3)
-        for name, rate in found.items():
+        # The suggestions, and the rate as it is.
+        for name, rate in suggestions.items():
             height = np.interp(np.log(rate), np.log(rates), smoothed)
             panel.axvline(rate, color=MARKS[name], linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             panel.plot([rate], [height], "o", color=MARKS[name], markersize=8, label=f"{name}   {rate:g}", zorder=5)
         panel.axvline(current, color=MUTED, linewidth=1.4, linestyle=":", label=f"now   {current:g}", zorder=1)
+        # The axes: from below the lowest loss to above the first; a loss that diverges leaves the panel.
+        start = smoothed[min(SKIPPED, len(smoothed) - 1)]
+        low = min(smoothed.min(), np.nanpercentile(curve.losses, 2))
+        height = max(start - low, 0.05 * abs(start), 1e-6)
+        panel.set_ylim(low - 0.15 * height, start + 0.8 * height)
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        room = max(start - low, 0.05 * abs(start), 1e-6)
-        panel.set_ylim(low - 0.15 * room, start + 0.8 * room)
         panel.set_xlabel("learning rate")
         panel.set_ylabel("training loss")
         panel.set_title(f"range test   {title}")

@@ -8,7 +8,18 @@ import pytest
 import torch
 from kit import call, experiment, history, interrupt, tree, weights
 
-from engine.use.find_lr import BEGUN, NUM_STEPS, SMOOTHING, Curve, rate_at, suggest
+from engine.use.find_lr import (
+    BEGUN,
+    NUM_STEPS,
+    SMOOTHING,
+    Curve,
+    rate_at,
+    suggest_rates,
+    valley,
+    warn_of_flat,
+    with_rate,
+)
+from params import Params
 from utils import UserError
 
 WRITTEN = {"lr_find.png", "record/lr_find.json"}
@@ -59,11 +70,49 @@ def test_suggestions_on_a_curve_that_is_known():
         place = np.log10(rate)
         return 2 - np.clip((np.tanh(place + 3) + 1) / 2, 0, (np.tanh(2) + 1) / 2) + 5 * max(0, place + 1)
 
-    rates = suggest(made(loss))
+    rates = suggest_rates(made(loss))
     assert rates["steepest"] == pytest.approx(1e-3, rel=0.15)
     assert rates["minimum over ten"] == pytest.approx(1e-2, rel=0.15)
     start = np.arctanh(2 * BEGUN * (np.tanh(2) + 1) / 2 - 1) - 3
     assert np.log10(rates["valley"]) == pytest.approx(start + 2 / 3 * (-1 - start), abs=0.12)
+
+
+def test_the_valley_by_hand():
+    """It begins at the last loss within a twentieth of the whole fall below the first: 9.5 of 10 -> 0."""
+    assert valley(np.array([10.0, 10.0, 9.5, 9.4, 8, 6, 4, 2, 0, 5])) == 2 + 2 * 6 // 3
+    assert valley(np.array([10.0, 10.0, 9.4, 9.6, 8, 6, 4, 2, 0, 5])) == 3 + 2 * 5 // 3
+    assert valley(np.array([1.0, 2.0, 3.0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "rate", "flag"),
+    [
+        ({"learning_rate": 0.05}, 0.02, "--learning_rate=0.02"),
+        ({"learning_rate": [0.01, 0.1]}, 0.05, "--learning_rate=[0.005, 0.05]"),
+        ({"lr_schedule": [[3, 0.1], [9, 0.01]]}, 0.05, "--lr_schedule=[[3.0, 0.05], [9.0, 0.005]]"),
+    ],
+)
+def test_the_flag_keeps_the_proportions_of_the_rates(values, rate, flag):
+    assert with_rate(Params(**values), rate) == flag
+
+
+def test_a_curve_that_hardly_falls_or_not_below_its_noise_has_a_warning():
+    curve = made(lambda rate: 2.0 if rate < 1e-3 else 1.9)
+    assert warn_of_flat(curve) == ""
+    curve.smoothed = [2.0] * 99 + [1.95]  # 2.5 % of the loss; 3 % are a fall
+    assert "hardly falls at any rate (2 -> 1.95)" in warn_of_flat(curve)
+    curve.smoothed = [2.0] * 99 + [1.9]
+    curve.losses = [1.8, 2.2] * 50  # its noise is larger than its fall
+    assert "hardly falls" in warn_of_flat(curve)
+
+
+def test_it_has_diverged_at_four_times_the_lowest_loss():
+    curve = Curve(rates=[1.0, 2.0])
+    for last, has_diverged in ((3.9, False), (4.0, False), (4.1, True)):
+        curve.smoothed = [1.0, last]
+        assert curve.has_diverged is has_diverged
+    curve.smoothed = [-1.0, 2.1]
+    assert curve.has_diverged
 
 
 def test_noise_on_the_plateau_does_not_move_the_valley():
@@ -73,8 +122,8 @@ def test_noise_on_the_plateau_does_not_move_the_valley():
     def loss(rate):
         return 2 - np.clip(np.log10(rate) + 4, 0, 3) / 3 + 4 * max(0, np.log10(rate) + 1)
 
-    clean = suggest(made(loss))
-    noisy = suggest(made(lambda rate: loss(rate) + noise[np.round(rate, 12)]))
+    clean = suggest_rates(made(loss))
+    noisy = suggest_rates(made(lambda rate: loss(rate) + noise[np.round(rate, 12)]))
     assert noisy["valley"] == pytest.approx(clean["valley"], rel=0.5)
     assert clean["valley"] == pytest.approx(10 ** (-4 + 0.15 + 2 / 3 * 2.85), rel=0.2)
 
@@ -84,7 +133,7 @@ def test_a_short_curve_suggests_nothing():
     for step in range(12):
         curve.add(rate_at(step), 1.0)
     with pytest.raises(UserError, match="no longer finite at 1e-06, after 12 of 100 steps"):
-        suggest(curve)
+        suggest_rates(curve)
 
 
 # --- the folder -----------------------------------------------------------------------------------------------
