@@ -45,7 +45,7 @@ class Observer:
 
 
 class TensorBoard(Observer):
-    """Events under tensorboard/: loss, learning rates and speed at each Step; the metrics of both splits at each Epoch."""
+    """Events under tensorboard/: loss, learning rates and speed at each Step; metrics of both splits at each Epoch."""
 
     def __init__(self, folder: Path, params: Params, start_step: int = 0):
         super().__init__(folder, params, start_step)
@@ -87,7 +87,7 @@ class TensorBoard(Observer):
 
 
 class LivePlot(Observer):
-    """train_history.png after each epoch, as long as drawing takes under 2 % of the time. The run draws the last one."""
+    """train_history.png after each epoch, while drawing takes under 2 % of the time. The run draws the last one."""
 
     SHARE = 0.02  # of the time
 
