@@ -255,6 +255,8 @@ def run(kills: int, signals: list[int], seed: int) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as name:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
+        # Threads do not live through a fork: this process must have none, whatever the environment says.
+        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         import albumentations  # noqa: F401
         import torch._dynamo  # noqa: F401
         from kit import make_dataset
