@@ -149,6 +149,13 @@ def boxes_of(height: int, width: int, scale: list[float], ratio: list[float], **
             [0, 50, 100, 50],
         ),  # none fits: the allowed ratio next to 1
         ([1.0, 1.0], [0.25, 0.5], {"left": 0.999, "top": 0.0}, [50, 0, 50, 100]),
+        (
+            [0.5, 0.5],
+            [1.0, 2.0],
+            {"ratio0": 1.0, "left": 0.0, "top": 0.0},
+            [0, 0, 100, 50],
+        ),  # just as wide as the image
+        ([0.5, 0.5], [0.5, 1.0], {"ratio0": 0.0, "left": 0.0, "top": 0.0}, [0, 0, 50, 100]),
     ],
 )
 def test_boxes_by_hand(scale, ratio, draws, expected):
