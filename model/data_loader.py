@@ -5,7 +5,7 @@ mixing of (seed, epoch, step, rank). So a loader has no state, and neither the n
 an interruption changes a batch. Add a kind of dataset: one function and one line in DATASETS.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -123,7 +123,7 @@ class Loader(Split):
 
     # --- batches ---
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """`accumulate` micro-batches per step, from `start_step` on. The images before it are not loaded.
 
         (images (B, 3, H, W) float32, channels last in memory; labels (B,) int64, or soft (B, K) when mixed;

@@ -39,7 +39,7 @@ FORMAT_OF_EXTENSION = {
 }
 
 
-class Report(TypedDict):
+class CheckReport(TypedDict):
     """dataset_report.json."""
 
     splits: dict[str, dict[str, int]]  # split -> class -> number of images
@@ -65,7 +65,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Image:
+class CheckedImage:
     """One file that can be used."""
 
     path: str
@@ -135,7 +135,7 @@ def _inspect_one_by_one(paths: list[str]) -> Iterator[Content | str]:
 # --- the report -----------------------------------------------------------------------------------------
 
 
-def check(data_dir: Path) -> Report:
+def check(data_dir: Path) -> CheckReport:
     """The report on a dataset folder; also written into it, as dataset_report.json, where that is allowed."""
     # List the files.
     splits: dict[str, dict[str, int]] = {}
@@ -160,15 +160,15 @@ def check(data_dir: Path) -> Report:
     # Decode them.
     contents = inspect_all([str(data_dir / path) for path, _, _ in files])
     broken: list[str] = []
-    images: list[Image] = []
+    images: list[CheckedImage] = []
     for (path, split, label), content in zip(files, contents, strict=True):
         if isinstance(content, str):
             broken.append(content)
         else:
-            images.append(Image(path, split, label, content))
+            images.append(CheckedImage(path, split, label, content))
     # Say what is in them.
     formats = dict(Counter(image.content.format for image in images).most_common())
-    report: Report = {
+    report: CheckReport = {
         "splits": splits,
         "broken": broken,
         "oddities": oddities + find_oddities(images, formats, splits),
@@ -190,7 +190,7 @@ def spread(values: list[int]) -> list[int]:
     return [values[0], values[len(values) // 2], values[-1]] if values else []
 
 
-def find_oddities(images: list[Image], formats: dict[str, int], splits: dict[str, dict[str, int]]) -> list[str]:
+def find_oddities(images: list[CheckedImage], formats: dict[str, int], splits: dict[str, dict[str, int]]) -> list[str]:
     """What a person should look at: rare formats, wrong extensions, unusual shapes, unequal classes."""
     oddities: list[str] = []
     for name, count in formats.items():
@@ -214,18 +214,18 @@ def find_oddities(images: list[Image], formats: dict[str, int], splits: dict[str
     return oddities
 
 
-def _has_wrong_extension(image: Image) -> bool:
+def _has_wrong_extension(image: CheckedImage) -> bool:
     return FORMAT_OF_EXTENSION.get(Path(image.path).suffix.lower()) != image.content.format
 
 
-ODD_IMAGES: dict[str, Callable[[Image], bool]] = {
+ODD_IMAGES: dict[str, Callable[[CheckedImage], bool]] = {
     "files whose extension is not their format": _has_wrong_extension,
     "images under 8 px": lambda image: image.short < 8,
     "images more than four times as long as wide": lambda image: image.long > 4 * image.short,
 }
 
 
-def _names(images: Iterable[Image], most: int = 3) -> str:
+def _names(images: Iterable[CheckedImage], most: int = 3) -> str:
     names = [image.path for image in images]
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
@@ -236,9 +236,9 @@ class Duplicates(TypedDict):
     label_conflicts: list[list[str]]
 
 
-def find_duplicates(images: list[Image]) -> Duplicates:
+def find_duplicates(images: list[CheckedImage]) -> Duplicates:
     """Groups of files with equal pixels: all of them, those across splits, and those with different labels."""
-    groups: dict[str, list[Image]] = defaultdict(list)
+    groups: dict[str, list[CheckedImage]] = defaultdict(list)
     for image in images:
         groups[image.content.pixels].append(image)
     equal = [group for group in groups.values() if len(group) > 1]
@@ -251,11 +251,11 @@ def find_duplicates(images: list[Image]) -> Duplicates:
     }
 
 
-def _paths(groups: list[list[Image]]) -> list[list[str]]:
+def _paths(groups: list[list[CheckedImage]]) -> list[list[str]]:
     return [[image.path for image in group] for group in groups]
 
 
-def describe(report: Report) -> list[str]:
+def describe(report: CheckReport) -> list[str]:
     """The report in lines for people."""
     lines = []
     for split, counts in report["splits"].items():

@@ -14,7 +14,7 @@ import numpy as np
 from model.images import cache
 from model.images.image_folder import image_folder
 from model.images.index import Index
-from model.images.source import Fold, FoldAssignment, Source, join, subset
+from model.images.source import FoldAssignment, FoldRecord, Source, join, subset
 from params import Params
 from utils import UserError
 
@@ -32,7 +32,7 @@ def take_fold(sources: dict[str, Source], fold: Sequence[int]) -> dict[str, Sour
     assignment = describe(whole, parts, k)
     if len(parts) <= MOST_LISTED:
         assignment["parts"] = list_parts(whole, parts)
-    record: Fold = {"fold": [number, k], **assignment}
+    record: FoldRecord = {"fold": [number, k], **assignment}
     is_valid = parts == number
     taken = {"train": subset(whole, ~is_valid, "train"), "valid": subset(whole, is_valid, "valid")}
     scarce = [name for name, counts in record["counts"].items() if not min(counts)]

@@ -28,7 +28,7 @@ class FoldAssignment(TypedDict):
     parts: NotRequired[dict[str, int]]  # path below the dataset folder -> its part, from 1 on
 
 
-class Fold(FoldAssignment):
+class FoldRecord(FoldAssignment):
     """The record of one experiment: the assignment, and which part validates."""
 
     fold: list[int]  # [i, k]
@@ -98,7 +98,7 @@ class Source:
     note: str = ""  # why it is not the form that was asked for
     skipped: tuple[str, ...] = ()  # files that cannot be used
     jpegs: StoredJpegs | None = None  # in form jpeg, instead of `images`
-    fold: Fold | None = None  # when the split is a part of a k-fold cross-validation
+    fold: FoldRecord | None = None  # when the split is a part of a k-fold cross-validation
 
     def read(self, positions: np.ndarray, begin: Callable[[int], None] = ignore_position) -> np.ndarray:
         """(B, S, S, 3) base images, a copy. ImageError when a file has disappeared or changed since it was listed.

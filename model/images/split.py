@@ -4,7 +4,7 @@ import numpy as np
 
 from model.images.order import EpochOrder
 from model.images.paths import Paths
-from model.images.source import Fold, Source
+from model.images.source import FoldRecord, Source
 
 
 class Split:
@@ -51,7 +51,7 @@ class Split:
         return list(self.source.skipped)
 
     @property
-    def fold(self) -> Fold | None:
+    def fold(self) -> FoldRecord | None:
         return self.source.fold
 
     @property

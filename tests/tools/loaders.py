@@ -1,6 +1,8 @@
 """Datasets made wrong on purpose, and loaders of small ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,26 @@ def make_params(**values: object) -> Params:
 
 
 def loaders(
-    data: Path, *splits: str, cache_dir: Path | None = None, pinned=None, rank=0, world=1, **values
+    data: Path,
+    *splits: str,
+    cache_dir: Path | None = None,
+    pinned: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    **values: Any,
 ) -> dict[str, Loader]:
-    cache_dir = cache_dir or data.parent / "cache"
-    where = {"cache_dir": cache_dir, "pinned": pinned, "rank": rank, "world": world}
-    return fetch_dataloader(list(splits), data, make_params(**values), **where)
+    return fetch_dataloader(
+        list(splits),
+        data,
+        make_params(**values),
+        cache_dir=cache_dir or data.parent / "cache",
+        pinned=pinned,
+        rank=rank,
+        world=world,
+    )
 
 
-def loader(data: Path, split: str = "train", **values) -> Loader:
+def loader(data: Path, split: str = "train", **values: Any) -> Loader:
     return loaders(data, split, **values)[split]
 
 

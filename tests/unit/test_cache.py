@@ -146,18 +146,22 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
 
 def test_images_of_another_shape_are_not_used(data):
     first = decoded(data, "disk")
-    before = first.images.copy()
+    images = first.images
+    assert images is not None
+    before = images.copy()
     (path,) = (data / ".cache").glob("*.npy")
     np.save(path, before[:-1])
-    assert np.array_equal(decoded(data, "disk").images, before)
+    assert np.array_equal(pixels(decoded(data, "disk")), before)
 
 
 def test_images_that_are_read_stay_when_the_cache_is_renewed(data):
     first = decoded(data, "disk")
-    before = first.images.copy()
+    images = first.images
+    assert images is not None
+    before = images.copy()
     touch(data / "train" / "class_0")
     decoded(data, "disk")
-    assert np.array_equal(first.images, before)
+    assert np.array_equal(images, before)
 
 
 # --- several processes ------------------------------------------------------------------------------------------
@@ -196,6 +200,12 @@ def nobody_stays() -> Iterator[None]:
 STARTED: list[subprocess.Popen] = []
 
 
+def send_line(process: subprocess.Popen) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def start(data: Path, wanted: str = "auto", pause: float = 0.01, pays: float = 9, patience: float = 60, go=True):
     """A process that builds the cache, `pause` seconds per image."""
     code = BUILD.format(root=str(ROOT), data=str(data), pause=pause, pays=pays, patience=patience, wanted=wanted)
@@ -208,9 +218,10 @@ def start(data: Path, wanted: str = "auto", pause: float = 0.01, pays: float = 9
         start_new_session=True,
     )
     STARTED.append(process)
+    assert process.stdout
     assert process.stdout.readline() == "ready\n"
     if go:
-        process.stdin.write("\n"), process.stdin.flush()
+        send_line(process)
     return process
 
 
@@ -244,10 +255,10 @@ def test_processes_that_start_at_once_build_it_once(data, tmp_path):
     expected = decoded(data, folder=tmp_path / "other")
     processes = [start(data, go=False) for _ in range(4)]
     for process in processes:
-        process.stdin.write("\n"), process.stdin.flush()
+        send_line(process)
     lines = [process.communicate(timeout=60)[0].strip().split("|") for process in processes]
     assert sorted(int(line[0]) for line in lines) == [0, 0, 0, 36], lines
-    assert {tuple(line[1:3]) for line in lines} == {(str(int(expected.images.sum())), "disk")}
+    assert {tuple(line[1:3]) for line in lines} == {(str(int(pixels(expected).sum())), "disk")}
     assert not leftovers(data)
 
 
@@ -261,7 +272,7 @@ def test_killed_in_the_middle_it_leaves_nothing_that_is_used(data, tmp_path, pay
     assert leftovers(data)
     assert ".json" not in names(data / ".cache")
     found = decoded(data)
-    assert np.array_equal(found.images, decoded(data, folder=tmp_path / "other").images)
+    assert np.array_equal(pixels(found), pixels(decoded(data, folder=tmp_path / "other")))
     assert found.form == "disk"
     assert not leftovers(data)
 
@@ -501,7 +512,9 @@ def test_photographs_of_a_real_dataset():
     errors = []
     with tarfile.open(archive) as members:
         for member in [member for member in members if member.name.endswith(".jpg")][::10]:
-            image = decode(members.extractfile(member).read(), member.name)
+            file = members.extractfile(member)
+            assert file
+            image = decode(file.read(), member.name)
             chw = torch.from_numpy(image).permute(2, 0, 1)
             expected = functional.center_crop(functional.resize(chw, [256], antialias=True), [256, 256])
             errors.append(base_image(image, 256, "crop").astype(int) - expected.permute(1, 2, 0).numpy())

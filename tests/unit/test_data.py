@@ -9,6 +9,7 @@ import sys
 import unicodedata
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_a_dangling_link_is_a_broken_image(data):
 
 
 def test_composed_and_decomposed_names_are_one_class(tmp_path):
-    for split, form in (("train", "NFC"), ("valid", "NFD")):
+    forms: dict[str, Literal["NFC", "NFD"]] = {"train": "NFC", "valid": "NFD"}
+    for split, form in forms.items():
         make_images(tmp_path / "data" / split)
         for old, new in (("class_0", "caf\u00e9"), ("class_1", "cafz")):  # NFD sorts before z, NFC after
             (tmp_path / "data" / split / old).rename(tmp_path / "data" / split / unicodedata.normalize(form, new))
@@ -106,7 +108,8 @@ def test_paths_are_a_sequence_of_str(monkeypatch):
         assert paths == Paths.of(names)
         assert len(paths) == 5
         assert [paths[i] for i in range(-5, 5)] == names + names
-        assert paths[torch.tensor(1)] == names[1]
+        position: Any = torch.tensor(1)
+        assert paths[position] == names[1]
         assert paths[1:] == names[1:]
         assert paths[::-1] == names[::-1]
         assert paths.index(names[2]) == 2
@@ -371,16 +374,17 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
 
 
 def test_every_form_of_cache_gives_the_same_batches(data, tmp_path):
-    def run(form: str, split: str = "train", **values) -> list:
+    def run(form: str, split: str = "train", **values: Any) -> list:
         return batches(loader(data, split, cache=form, cache_dir=tmp_path / form, **values), epoch=1)
 
-    for values in (
+    cases: list[dict[str, Any]] = [
         {},
         {"split": "valid"},
         {"im_sz": 72},
         {"alternate_flip": 1, "progressive": {}},
         {"augment": "none"},
-    ):
+    ]
+    for values in cases:
         first = run("off", **values)
         assert all(are_equal(run(form, **values), first) for form in ("auto", "disk", "ram", "device"))
     assert not list((tmp_path / "off").glob("*.npy"))
@@ -641,12 +645,12 @@ def test_image_size_is_derived_from_the_training_images(tmp_path, data):
     ids=["batched", "per image", "off", "progressive"],
 )
 def test_0_1_and_2_workers_give_identical_batches(data, values):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    states = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     runs = [batches(loader(data, num_workers=workers, **values), epoch=2) for workers in (0, 1, 2)]
     assert are_equal(runs[0], runs[1])
     assert are_equal(runs[0], runs[2])
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == states[1]).all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -696,7 +700,12 @@ def test_a_batch_stays_as_it_is_while_somebody_holds_a_part_of_it(data):
 def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
     before, part = torch.get_num_threads(), loader(data)
     normalise, seen = part._normalise.write, []
-    part._normalise.write = lambda *values: (seen.append(torch.get_num_threads()), normalise(*values))
+
+    def write(images: torch.Tensor, out: torch.Tensor) -> None:
+        seen.append(torch.get_num_threads())
+        normalise(images, out)
+
+    part._normalise.write = write
     torch.set_num_threads(2)
     try:
         for _ in part.batches(0):
@@ -871,7 +880,8 @@ def test_balanced_sampling(tmp_path):
 
 
 def test_soft_labels(data):
-    for values in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}):
+    cases: list[dict[str, Any]] = [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
+    for values in cases:
         for images, labels, indices, _ in batches(loader(data, **values)):
             assert labels.shape == (len(images), 3)
             assert torch.allclose(labels.sum(1), torch.ones(len(images)))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,9 +131,15 @@ def test_images_are_those_of_the_files(data, tmp_path, cache):
 
 
 def test_every_form_of_cache_gives_the_same_batches(data, tmp_path):
-    base = {"fold": [3, 3], "augment": "flip_crop", "mixup": 0.2}
+    base: dict[str, Any] = {"fold": [3, 3], "augment": "flip_crop", "mixup": 0.2}
     first = [batches(part, 1) for part in loaders(data, *BOTH, cache_dir=tmp_path / "a", **base).values()]
-    for values in ({"cache": "off", "num_workers": 0}, {"num_workers": 2}, {"cache": "ram"}, {"cache": "device"}):
+    cases: list[dict[str, Any]] = [
+        {"cache": "off", "num_workers": 0},
+        {"num_workers": 2},
+        {"cache": "ram"},
+        {"cache": "device"},
+    ]
+    for values in cases:
         other = [batches(part, 1) for part in loaders(data, *BOTH, cache_dir=tmp_path / "b", **base, **values).values()]
         assert all(are_equal(one, two) for one, two in zip(first, other, strict=True)), values
 
@@ -185,11 +192,11 @@ def test_subsets_and_samplers_draw_from_the_parts_that_train(data):
 
 def test_the_assignment_is_what_the_experiments_have(data, tmp_path):
     found = folds.fold_assignment(data, make_params(seed=5), 3, tmp_path)
-    assert sorted(found["parts"]) == everything(data)
+    assert sorted(found.get("parts", {})) == everything(data)
     assert found["images"] == len(everything(data))
     for number in (1, 2, 3):
         valid = loaders(data, "valid", fold=[number, 3])["valid"]
-        assert sorted(names(valid)) == sorted(path for path, part in found["parts"].items() if part == number)
+        assert sorted(names(valid)) == sorted(path for path, part in found.get("parts", {}).items() if part == number)
         assert valid.fold == {"fold": [number, 3], **found}
         assert valid.class_counts == [counts[number - 1] for counts in found["counts"].values()]
 

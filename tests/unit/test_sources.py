@@ -80,7 +80,9 @@ def test_fewer_images_are_decoded_for_statistics(monkeypatch):
 # --- splits and subsets -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fraction", "counts"), [(0.1, [4, 1, 2, 1]), (0.5, [20, 4, 12, 1]), (0.9, [36, 6, 22, 1]), (0.001, [1, 1, 1, 1])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fraction", "counts"), [(0.1, [4, 1, 2, 1]), (0.5, [20, 4, 12, 1]), (0.9, [36, 6, 22, 1]), (0.001, [1, 1, 1, 1])]
+)
 def test_the_number_of_valid_images_of_each_class(fraction, counts):
     """Of 40, 7, 25 and 2 images: the rounded fraction (halves to even), at least one, and never all."""
     labels = [0] * 40 + [1] * 7 + [2] * 25 + [3] * 2
@@ -102,7 +104,13 @@ def test_copies_stay_on_one_side_and_the_nearest_cut_is_taken():
 def test_a_limit_keeps_the_proportions_of_the_classes():
     labels = [0] * 60 + [1] * 30 + [2] * 10
     source = make_source(labels)
-    for number, counts in ((10, [6, 3, 1]), (0.5, [30, 15, 5]), (0.2, [12, 6, 2]), (1.0, [60, 30, 10]), (1_000, [60, 30, 10])):  # fmt: skip
+    for number, counts in (
+        (10, [6, 3, 1]),
+        (0.5, [30, 15, 5]),
+        (0.2, [12, 6, 2]),
+        (1.0, [60, 30, 10]),
+        (1_000, [60, 30, 10]),
+    ):
         assert subsets.limit(source, number, 0).class_counts() == counts
     assert subsets.limit(source, 3, 0).class_counts() == [1, 1, 1]
     with pytest.raises(UserError, match="limit_train: 2 images for 3 classes"):
@@ -232,12 +240,15 @@ def test_the_fingerprint_by_hand(tmp_path):
     assert loader(data, cache="jpeg", num_workers=0).fingerprint == lossy
 
 
-@pytest.mark.parametrize(("cached", "free", "form", "note"), [
-    (8 << 30, 64 << 30, "disk", ""),
-    ((8 << 30) + 1, 64 << 30, "off", "not cached: 8 GiB of images, 8 GiB allowed"),
-    (1 << 30, 4 << 30, "disk", ""),
-    ((1 << 30) + 1, 4 << 30, "off", "not cached: 1 GiB of images, a quarter of the 4 GiB free on disk allowed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cached", "free", "form", "note"),
+    [
+        (8 << 30, 64 << 30, "disk", ""),
+        ((8 << 30) + 1, 64 << 30, "off", "not cached: 8 GiB of images, 8 GiB allowed"),
+        (1 << 30, 4 << 30, "disk", ""),
+        ((1 << 30) + 1, 4 << 30, "off", "not cached: 1 GiB of images, a quarter of the 4 GiB free on disk allowed"),
+    ],
+)
 def test_when_auto_keeps_images_on_disk(tmp_path, monkeypatch, cached, free, form, note):
     usage = cache.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=free))
@@ -254,7 +265,10 @@ def test_sizes_of_base_images():
     assert [base_size(im_sz) for im_sz in (8, 32, 64, 65, 96, 112, 224, 384)] == [8, 32, 64, 74, 110, 128, 256, 439]
 
 
-@pytest.mark.parametrize(("height", "width", "box"), [(20, 40, (8, 0, 24, 32)), (40, 20, (0, 8, 32, 24)), (16, 16, (0, 0, 32, 32)), (9, 100, (14, 0, 17, 32))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("height", "width", "box"),
+    [(20, 40, (8, 0, 24, 32)), (40, 20, (0, 8, 32, 24)), (16, 16, (0, 0, 32, 32)), (9, 100, (14, 0, 17, 32))],
+)
 def test_a_letterbox_is_the_resized_image_on_grey(height, width, box):
     """`box`: (top, left, bottom, right) of the image in 32 x 32."""
     top, left, bottom, right = box
@@ -270,7 +284,8 @@ def test_the_size_in_the_header_is_as_stored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name in ("a.jpg", "a.png", "a.webp", "a.gif", "a.tiff", "a.bmp"):
-        Image.fromarray(noise(20, 30)).save(tmp_path / name, **({"exif": exif.tobytes()} if name == "a.jpg" else {}))
+        image = Image.fromarray(noise(20, 30))
+        image.save(tmp_path / name, exif=exif.tobytes()) if name == "a.jpg" else image.save(tmp_path / name)
         assert image_size(tmp_path / name) == Image.open(tmp_path / name).size == (30, 20)
 
 
