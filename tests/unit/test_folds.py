@@ -218,7 +218,7 @@ def test_bad_images_are_left_out_of_all_parts(tmp_path):
 @pytest.mark.parametrize(
     ("fold", "message"),
     [
-        ([4, 3], r"fold: \[4, 3\] given; \[i, k\] is the i-th of k parts"),
+        ([4, 3], r"fold: \[4, 3\] given; \[i, k\] is part i of k"),
         ([1, 1], "k at least 2"),
         ([0, 3], "greater|at least 1"),
         ([1, 2, 3], "fold"),
