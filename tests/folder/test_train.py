@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 from kit import ROOT, call, experiment, history, interrupt, make_dataset, shell, tree, weights
+
+from engine import session
 
 EXPECTED = [
     "batch_train.png",
@@ -159,6 +162,28 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(train, tmp_path, data
     assert history(parts) == history(whole)
 
 
+def test_the_loaded_checkpoint_is_freed_before_training_goes_on(train, tmp_path, monkeypatch):
+    folder = experiment(tmp_path / "x", ema=0.9)
+    assert train(folder, "--until", 1)[0] == 0
+    loaded, alive = [], []
+
+    def load(plan, load=session.load_committed_state):
+        saved, remarks = load(plan)
+        loaded.extend(weakref.ref(tensor) for key in ("net", "ema") for tensor in saved[key].values())
+        return saved, remarks
+
+    def record(self, event, record=session.Session.record):
+        alive.append(sum(tensor() is not None for tensor in loaded))
+        record(self, event)
+
+    monkeypatch.setattr(session, "load_committed_state", load)
+    monkeypatch.setattr(session.Session, "record", record)
+    assert train(folder)[0] == 0
+    assert loaded
+    assert alive
+    assert not any(alive)
+
+
 def test_changes_are_refused_until_accepted(train, tmp_path, data):
     folder = experiment(tmp_path / "x", num_epochs=40)
     assert interrupt(folder, data) == 143
@@ -215,6 +240,7 @@ def test_changed_code_is_refused_but_comments_are_not(tmp_path, data):
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout
     next(line for line in process.stdout if "epoch 1/" in line)
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
@@ -243,6 +269,7 @@ def test_a_second_start_on_a_busy_folder_exits_4(tmp_path, data):
     folder = experiment(tmp_path / "x", num_epochs=2000)
     command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     try:
         next(line for line in process.stdout if "epoch 1/" in line)
         second = shell("train", "--data_dir", data, "--model_dir", folder)
