@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"  # the one place: pyproject.toml takes it from here
 ROOT = Path(__file__).resolve().parent
 
 # albumentations asks the network for a newer version unless told not to, in workers too.

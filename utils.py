@@ -1,4 +1,7 @@
-"""Small tools every room may use. No torch at import, so that `--help` and tables answer in a blink."""
+"""Small tools that every room may use: the errors that users see, names in registries, files, seeds, processes.
+
+No torch at import, so that `--help` and tables answer in a blink.
+"""
 
 import contextlib
 import ctypes
@@ -17,17 +20,21 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Names for JSON in signatures, in place of Any. `Json` is what may be written or handed on. `JsonObject` is an object
-# that was read: its keys are known only to whoever asked for the file, so looking into it needs no cast.
+T = TypeVar("T")
+
+# JSON in signatures, in place of Any. Json: what may be written. JsonObject: what was read; its values are checked by
+# the reader who knows the file.
 Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
 JsonObject: TypeAlias = dict[str, Any]
+
+# --- the errors that users see ------------------------------------------------------------------------
 
 
 class UserError(Exception):
@@ -41,7 +48,7 @@ class UserError(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """ " did you mean 'x'?" for the closest of `choices`, or the list of them when none is close."""
+    """ "did you mean 'x'?" with the closest of `choices`; when none is close, "possible: " and the first of them."""
     choices = sorted(map(str, choices))
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
@@ -51,7 +58,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"possible: {shown}"
 
 
-def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = None) -> Any:
+# --- names in registries ------------------------------------------------------------------------------
+
+
+def lookup(registry: Mapping[str, T], name: str, key: str, folder: Path | None = None) -> T:
     """registry[name], or the object that "file.py:Name" in `folder` names. UserError with the nearest name."""
     if ".py:" in name:
         return load_reference(name, folder or Path())
@@ -61,7 +71,7 @@ def lookup(registry: dict[str, Any], name: str, key: str, folder: Path | None = 
 
 
 def reference_name(reference: str) -> str:
-    """What "file.py:Name" is called everywhere: Name. Any other name of a registry is itself."""
+    """The short name under which a registry's entry is reported: Name for "file.py:Name", else the name itself."""
     return reference.rpartition(":")[2]
 
 
@@ -71,17 +81,20 @@ def reference_file(reference: str) -> str:
 
 
 def load_reference(reference: str, folder: Path) -> Any:
-    """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python."""
+    """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python, once."""
     name = reference_name(reference)
+    # find the file
     path = folder / reference_file(reference)
     if not folder.is_dir():  # not made yet: ".." cannot be followed
         path = Path(os.path.normpath(path))
     if not path.is_file():
         raise UserError(f"{reference!r}: there is no file {path}")
+    # import it under a name made from its path
     module_name = f"_experiment_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
@@ -89,24 +102,24 @@ def load_reference(reference: str, folder: Path) -> Any:
         except Exception as error:
             del sys.modules[module_name]
             raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    # take the object
     module = sys.modules[module_name]
     if not hasattr(module, name):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
         raise UserError(f"{path} has no {name!r}; {nearest(name, names)}")
     return getattr(module, name)
 
 
-def check_kwargs(function: Callable, kwargs: dict[str, Any], key: str, skip: Iterable[str] = ()) -> None:
-    """UserError when `kwargs` holds a name that the signature of `function` does not; `skip`: ours to give."""
+def check_kwargs(function: Callable[..., object], kwargs: Iterable[str], key: str, skip: Iterable[str] = ()) -> None:
+    """UserError when `kwargs` holds a name that `function` does not take; `skip`: names that the kit gives itself."""
     signature = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
         return
     allowed = [name for name in signature if name not in {"self", *skip}]
     for name in kwargs:
         if name not in allowed:
-            raise UserError(
-                f"{key}: {getattr(function, '__name__', function)} takes no {name!r}; {nearest(name, allowed)}"
-            )
+            shown = getattr(function, "__name__", function)
+            raise UserError(f"{key}: {shown} takes no {name!r}; {nearest(name, allowed)}")
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -122,6 +135,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name[-60:], dir=path.parent)
+        # write everything to a temporary file in the same folder
         try:
             rest = content
             while rest:
@@ -129,6 +143,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        # put it in the place of the old file
         os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
         temporary = None
@@ -145,12 +160,6 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
                 os.unlink(temporary)
 
 
-def sealed(value: JsonObject) -> JsonObject:
-    """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
-    rest = {key: entry for key, entry in value.items() if key != "digest"}
-    return rest | {"digest": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -160,13 +169,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()
+_UMASK = os.umask(0o022)  # it can be read by setting it alone
+os.umask(_UMASK)
 
 
 def to_json(value: Json) -> str:
@@ -223,7 +227,7 @@ def key64(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-# --- commands ---------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------
 
 
 def command(*parts: object) -> str:
@@ -238,7 +242,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """The exit code as DESIGN says: a UserError is one line and its code; disk trouble 5; a bug 70."""
+    """The exit code of main(argv). A UserError: one line, and its code; trouble with disk or memory: 5; a bug: 70."""
     try:
         code = main(argv) or 0
         sys.stdout.flush()
@@ -246,7 +250,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int
     except UserError as error:
         print(f"{error.prefix}{error}", file=sys.stderr)
         return error.code
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output is gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -260,7 +264,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int
 
 
 def _open_streams() -> None:
-    """Where stdin, stdout or stderr is closed, /dev/null takes its place; else the next file opened would."""
+    """Open /dev/null as stdin, stdout or stderr where it is closed; otherwise the next opened file takes its number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -272,15 +276,15 @@ def _open_streams() -> None:
 
 
 def num_cores() -> int:
-    """Cores this process may run on (taskset, containers and Slurm give fewer than the machine has)."""
+    """Number of cores that this process may use: taskset, containers and Slurm give fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def die_with(parent: int, number: int = signal.SIGKILL) -> None:
-    """This process gets signal `number` when its parent is gone; Linux alone knows how."""
+    """Have the kernel send signal `number` to this process when its parent ends. Linux only; elsewhere nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG of linux/prctl.h
-        if os.getppid() != parent:  # it died before
+        if os.getppid() != parent:  # it ended before
             os._exit(1)
 
 
@@ -290,7 +294,7 @@ def cache_home() -> Path:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or one of torch's: CUDA's has a type of its own, the CPU's a RuntimeError."""
+    """True for Python's own error and for torch's: a type of its own on CUDA, a RuntimeError on the CPU."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -302,7 +306,6 @@ def describe_oserror(error: BaseException) -> str:
     """One line for a full disk, a missing permission or exhausted memory."""
     if is_out_of_memory(error):
         return "out of memory: try a smaller batch_size, or cache: off"
-    name = getattr(error, "filename", None)
-    return (
-        f"{name}: {error.strerror}" if name and getattr(error, "strerror", None) else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"

@@ -23,9 +23,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engine.state import SavedState
-from folder.manifest import FORMAT, MANIFEST, read_manifest
+from folder.manifest import FORMAT, MANIFEST, read_manifest, seal
 from include import CHECKPOINTS, EXIT_DAMAGED
-from utils import JsonObject, UserError, sealed, to_json, write_atomic
+from utils import JsonObject, UserError, to_json, write_atomic
 
 
 class Entry(TypedDict):
@@ -178,7 +178,7 @@ class Checkpoints:
 
     def _publish(self, manifest: JsonObject) -> None:
         """Replace the manifest, which commits it; then remove the state files that it no longer names."""
-        write_atomic(self.path / MANIFEST, to_json(sealed(manifest)))
+        write_atomic(self.path / MANIFEST, to_json(seal(manifest)))
         named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
         keep = {entry["file"] for entry in named if entry}
         for path in self.path.iterdir():
@@ -227,7 +227,7 @@ def weights_metadata(resolved: JsonObject) -> dict[str, object]:
 def with_digest(metadata: Mapping[str, object], tensors: dict[str, Tensor]) -> dict[str, object]:
     """`metadata` with a digest of the tensors and of the rest of `metadata`, which says what their numbers mean."""
     rest = {key: value for key, value in metadata.items() if key != "digest"}
-    return rest | {"digest": sealed(rest | {"tensors": digest_tensors(tensors)})["digest"]}
+    return rest | {"digest": seal(rest | {"tensors": digest_tensors(tensors)})["digest"]}
 
 
 def weights_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:

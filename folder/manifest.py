@@ -1,16 +1,24 @@
 """The manifest of the checkpoints: the commit record of a run. Read here without torch, written by the engine."""
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Any
 
 from include import EXIT_DAMAGED
-from utils import UserError, read_json, sealed
+from utils import JsonObject, UserError, read_json
 
-MANIFEST, FORMAT = "manifest.json", 1
+MANIFEST = "manifest.json"
+FORMAT = 1
 
 
-def read_manifest(checkpoints: Path) -> dict[str, Any]:
-    """The commit record, {} when there is none. UserError (exit 3) when it is there and unreadable. Needs no torch."""
+def seal(value: JsonObject) -> JsonObject:
+    """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
+    content = {key: entry for key, entry in value.items() if key != "digest"}
+    return content | {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def read_manifest(checkpoints: Path) -> JsonObject:
+    """The commit record, {} when there is none. UserError (exit 3) when it is damaged."""
     path = checkpoints / MANIFEST
     if not path.exists():
         return {}
@@ -18,7 +26,7 @@ def read_manifest(checkpoints: Path) -> dict[str, Any]:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "last" not in manifest:
             raise UserError(f"{path}: not a manifest of format {FORMAT}")
-        if manifest != sealed(manifest):
+        if manifest != seal(manifest):
             raise UserError(f"{path} is damaged (its digest is not that of its content)")
     except UserError as error:
         raise UserError(f"{error}; not touched", EXIT_DAMAGED) from None

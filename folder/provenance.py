@@ -25,7 +25,7 @@ RESULT_CODE = {
     "utils.py": True,
     "params": True,
     "model": True,
-    "model/images/build.py": False,  # build_dataset.py: another dataset is noticed by its identity
+    "model/images/build": False,  # it makes datasets; a run notices another dataset by its identity
     "model/images/check.py": False,
     "folder/history.py": True,  # it chooses the best epoch
     "engine": True,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from kit import call, experiment, make_dataset, tree
 
-from folder.manifest import read_manifest
-from utils import sealed, to_json
+from folder.manifest import read_manifest, seal
+from utils import to_json
 
 
 class Runs:
@@ -139,7 +139,7 @@ def test_no_payload_runs_wherever_weights_or_states_are_read(tmp_path):
         state.write_bytes(content)
         entry = manifest["last"] | {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         forged = manifest | {"last": entry, "best": entry, "epochs": [entry], "done": False}
-        (done / "checkpoints/manifest.json").write_text(to_json(sealed(forged)))
+        (done / "checkpoints/manifest.json").write_text(to_json(seal(forged)))
         code, printed = call("train", "--data_dir", data, "--model_dir", done)
         assert code == 3, f"{name}: {code} {printed}"
         assert "not a state that train.py wrote" in printed, f"{name}: {code} {printed}"

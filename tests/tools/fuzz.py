@@ -107,15 +107,14 @@ def read_state(work: Path, data: bytes) -> None:
     import hashlib
 
     from engine.checkpoint import Checkpoints
-    from folder.manifest import FORMAT
-    from utils import sealed
+    from folder.manifest import FORMAT, seal
 
     folder = work / "checkpoints"
     folder.mkdir(exist_ok=True)
     (folder / "a.pt").write_bytes(data)
     entry = {"file": "a.pt", "sha256": hashlib.sha256(data).hexdigest(), "epoch": 1, "step": 1}
     manifest = {"format": FORMAT, "last": entry, "previous": None, "best": entry, "epochs": [], "done": False}
-    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
     Checkpoints(work).restore()
 
 
