@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.distributed import World, find_world
 from engine.plan import Plan, decide
@@ -73,7 +73,7 @@ def make_loss(params: Params, class_counts: Sequence[int], device: str) -> Calla
 
 # --- and how ----------------------------------------------------------------------------------------
 
-OPTIMIZERS: dict[str, object] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
+OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
 OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here too
 
 

@@ -173,12 +173,12 @@ _UMASK = os.umask(0o022)  # it can be read by setting it alone
 os.umask(_UMASK)
 
 
-def to_json(value: Json) -> str:
+def to_json(value: object) -> str:
     """Indented JSON with a newline at its end; NaN and infinity are refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: Path | str, value: Json) -> None:
+def write_json(path: Path | str, value: object) -> None:
     write_atomic(path, to_json(value))
 
 

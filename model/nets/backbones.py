@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from model.nets.build import NetSpec
+from model.nets.spec import NetSpec
 from model.nets.weights import describe_error, published_size
 from utils import UserError, nearest
 

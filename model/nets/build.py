@@ -2,33 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.nets.spec import NetSpec
 from model.nets.weights import describe_error
 from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest
-
-
-@dataclass(frozen=True)
-class NetSpec:
-    """What a constructor needs to know of params.json."""
-
-    arch: str
-    arch_args: dict[str, object]
-    num_classes: int
-    dropout: float  # probability before the last layer
-    im_sz: int  # px
-    folder: Path  # of the experiment: where "file.py:Name" is looked for
-    published: bool  # the net will take its published weights
-    small_stem: bool  # a ResNet is to keep small images large
-
-    @property
-    def is_own(self) -> bool:
-        """A class of the experiment's own."""
-        return ".py:" in self.arch
 
 
 def build_net(spec: NetSpec, registry: Mapping[str, Callable[..., nn.Module]], seed: int) -> nn.Module:

@@ -31,8 +31,8 @@ E, S = "tests/search/test_engines.py", "tests/search/test_search.py"
 GUARDS = [
     Guard("temporary file, then replace", "utils.py", "        os.replace(temporary, path)\n",
           "        os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), content)\n", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
-    Guard("sync before replace", "utils.py", "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        os.chmod",
-          "            pass\n        finally:\n            os.close(descriptor)\n        os.chmod",
+    Guard("sync before replace", "utils.py", "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        # put it in the place of the old file\n        os.chmod",
+          "            pass\n        finally:\n            os.close(descriptor)\n        # put it in the place of the old file\n        os.chmod",
           f"{R}::test_the_calls_of_a_save_are_in_the_order_that_survives_power_loss"),
     Guard("sync the folder", "utils.py", "        sync_folder(path.parent)\n", "        pass\n",
           f"{R}::test_the_calls_of_a_save_are_in_the_order_that_survives_power_loss"),
