@@ -1,7 +1,7 @@
 """params.json -> Params: reading, `base`, overrides from the command line, and messages that name the nearest key.
 
-May import include and utils; no torch: names that live in registries (nets, losses, ...) are strings here, and are
-checked where they live. Start reading at keys.py (every key), then load.py (from files to Params). names.py knows
+May import include and utils; no torch: registry names (nets, losses, ...) are plain strings here, and their registries
+check them. Start reading at keys.py (every key), then load.py (from files to Params). names.py knows
 aliases and synonyms, mistakes.py explains what is wrong, overrides.py reads the command line, jsonc.py lenient JSON.
 """
 

@@ -10,21 +10,21 @@ _INTRO = """# params.json
 Written by `python docs/generate.py`; do not edit. Every key has a default: `{}` is a valid file. `//` comments and
 trailing commas are allowed. `null` is possible where the type says so. 0/1 keys also take `true` and `false`.
 
-- `base`: another experiment folder or JSON file, relative to this file; it lies under this one. Sections and
+- `base`: another experiment folder or JSON file, relative to this file; this file overrides it. Sections and
   dictionaries merge, lists and values replace. A file that states another `arch` (`optimizer`) does not inherit
-  `arch_args` (`optimizer_args`). Relative paths in the base keep their meaning.
-- Paths, also those in `FILE.py:NAME`, are relative to the folder of the file, on the command line to the
+  `arch_args` (`optimizer_args`). Relative paths in the base still name the same files.
+- Paths, also those in `FILE.py:NAME`, are relative to the folder of the file; on the command line, to the
   experiment folder.
 - Every key can be given on the command line: `--learning_rate=0.1 --early_stopping.patience 3`. `--model=lenet
   --model.n_filters=10` means `arch` and `arch_args`.
-- An alias means the same as its key; give one of the two.
+- An alias means the same as its key; give only one of the two.
 """
 
 
 def schema() -> JsonObject:
     """JSON Schema of params.json for editors."""
     text = {"type": "string", "minLength": 1}
-    base = text | {"description": "Another experiment folder or JSON file, relative to this file; it lies under it."}
+    base = text | {"description": "Another experiment folder or JSON file, relative to this file, which overrides it."}
     return editor_schema(Params, ALIASES, {"$schema": {"type": "string"}, "base": base})
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from utils import JsonObject, UserError
 
 MAX_BYTES, MAX_DEPTH = 1 << 20, 32
-_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|//[^\n]*|\s+|[^"/\s,\[\]{}]+|.')  # linear: no two branches share a start
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # also .5, 1. and +3, which JSON has not
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|//[^\n]*|\s+|[^"/\s,\[\]{}]+|.')  # linear time: distinct starts
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # also .5, 1. and +3, which are not JSON
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
@@ -51,7 +51,7 @@ def without_comments(text: str) -> str:
 
 
 def decode(text: str) -> Any:
-    """One JSON value. ValueError also for a duplicate key, NaN, infinity, great depth, half a character."""
+    """One JSON value. ValueError also for a duplicate key, NaN, infinity, deep nesting, half a surrogate pair."""
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
         _check_depth(value)
@@ -66,7 +66,7 @@ def decode(text: str) -> Any:
 
 
 def decode_word(text: str) -> Any:
-    """What a word of the command line means: a number, a JSON value, or itself. ValueError as `decode`."""
+    """Parse a word of the command line: a number, a JSON value, or else a string. ValueError as in `decode`."""
     word = text.strip()
     if word in _WORDS:
         return _WORDS[word]

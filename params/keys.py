@@ -1,6 +1,6 @@
 """Every key of params.json: its type, default, meaning and limits, and which keys go together.
 
-To add a key, add it to Keys, then run `python docs/generate.py`. Other words for a key, which messages understand,
+To add a key, add it to Keys, then run `python docs/generate.py`. Synonyms, for suggestions in error messages,
 are in names.py.
 """
 
@@ -217,7 +217,7 @@ class Keys(Strict):
     )
     wd: float = key(OPT, 5e-4, "Weight decay, of tensors with two or more dimensions.", alias="weight_decay", ge=0)
     momentum: float = key(OPT, 0.9, "Momentum of sgd and rmsprop.", ge=0, lt=1)
-    grad_clip: Positive | None = key(OPT, None, "Largest norm of the gradient; null: no clipping.")
+    grad_clip: Positive | None = key(OPT, None, "Maximum norm of the gradient; null: no clipping.")
     accumulate: int = key(OPT, 1, "Number of micro-batches that each batch is split into.", ge=1)
     num_epochs: Positive = key(OPT, 10.0, "Number of passes over the training images; may be fractional.", le=1e6)
 
@@ -250,10 +250,10 @@ class Keys(Strict):
         WATCH, ["accuracy"], "Metrics to report, by name or FILE.py:NAME; loss is always reported."
     )
     best_metric: Text = key(
-        WATCH, "accuracy", "Validation metric that chooses the best epoch; of equal epochs the earliest is chosen."
+        WATCH, "accuracy", "Validation metric that chooses the best epoch; ties go to the earliest."
     )
     observers: list[Text] = key(
-        WATCH, ["tensorboard", "live_plot"], "What follows the training, by name or FILE.py:NAME."
+        WATCH, ["tensorboard", "live_plot"], "Observers of the training, by name or FILE.py:NAME."
     )
     save_summary_steps: int = key(WATCH, 100, "Number of optimizer steps between two reports.", ge=1)
     early_stopping: EarlyStoppingKeys | None = key(WATCH, None, "Stop when a metric no longer improves; null: never.")

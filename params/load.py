@@ -26,7 +26,7 @@ class Params(Keys):
 
     @property
     def given(self) -> frozenset[str]:
-        """The keys somebody wrote: in the file, its bases or on the command line. Canonical names."""
+        """The keys that were set explicitly: in the file, its bases or on the command line. Canonical names."""
         return self._given
 
     @property
@@ -44,7 +44,7 @@ class Params(Keys):
         return _build([("changed parameters", values)], self._folder, self._given)
 
     def no_effect(self) -> list[str]:
-        """One line per given key that does nothing in this run."""
+        """One line per given key that has no effect in this run."""
         return explain_no_effect(self, self._given)
 
 
@@ -54,9 +54,9 @@ class Params(Keys):
 def load(path: Path | str, overrides: JsonObject | None = None) -> Params:
     """Params of an experiment folder or JSON file: its bases, then the file, then `overrides`; what comes later wins.
 
-    Sections and dictionaries merge, lists and values replace. Where a file states another `arch` (`optimizer`)
+    Sections and dictionaries merge, lists and values replace. Where a file states a different `arch` (`optimizer`)
     than its base, the base's `arch_args` (`optimizer_args`) are dropped: they belong to the other one.
-    UserError, one line, for whatever is wrong.
+    UserError, one line, for the first mistake.
     """
     file = _find(Path(path))
     return _build(_all_layers(file, overrides), file.parent)
@@ -68,7 +68,7 @@ def load_written(path: Path | str, overrides: JsonObject | None = None) -> JsonO
 
 
 def from_written(values: JsonObject, folder: Path, source: str = "") -> Params:
-    """Params from what is going to be `folder`/params.json. UserError as `load`."""
+    """Params from values that will be written to `folder`/params.json. UserError as `load`."""
     return _build(_layers(values, folder / PARAMS, source), folder)
 
 
@@ -81,7 +81,7 @@ def from_resolved(values: JsonObject, folder: Path) -> Params:
 
 
 def read(path: Path) -> JsonObject:
-    """One params file as it stands, without "$schema". UserError when it is no JSON object."""
+    """One params file as written, without "$schema". UserError when it is not a JSON object."""
     values = read_object(path)
     values.pop("$schema", None)
     return values
@@ -108,13 +108,13 @@ def _all_layers(file: Path, overrides: JsonObject | None) -> list[Layer]:
 
 
 def _layers(values: JsonObject, file: Path, source: str = "") -> list[Layer]:
-    """`values`, which stand in `file`, and its bases: the lowest first, paths relative to `file`."""
+    """`values`, the content of `file`, and its bases: the lowest first, paths relative to `file`."""
     layers: list[Layer] = []
     seen = [file.resolve()]
     prefix = ""  # from the folder of the first file to that of the current one
     source = source or str(file)
     while True:
-        # put what this file says under the layers above it
+        # put this file under the layers above it
         own = use_canonical_names({name: value for name, value in values.items() if name != "base"}, source)
         layers.insert(0, (source, move_paths(own, prefix)))
         if "base" not in values:
@@ -131,16 +131,16 @@ def _layers(values: JsonObject, file: Path, source: str = "") -> list[Layer]:
             raise UserError(f"{source}: base: {shorten(base)}: no experiment folder or JSON file there") from None
         if file.resolve() in seen:
             raise UserError(f"{source}: base: {shorten(base)} leads back to {file.resolve().name}: a loop")
-        # go on with the base
+        # continue with the base
         seen.append(file.resolve())
         prefix = os.path.join(prefix, base if is_folder else os.path.dirname(base))
         values, source = read(file), str(file)
 
 
 def move_paths(values: JsonObject, prefix: str) -> JsonObject:
-    """`values` of one folder, as they are written in another folder from which the first is at `prefix`.
+    """`values` of one folder, rewritten for another folder from which the first is reached as `prefix`.
 
-    Paths and FILE.py:NAME change: they are relative to the folder of the file that they stand in.
+    Paths and FILE.py:NAME change: they are relative to the folder of the file that holds them.
     """
 
     def move(value: Any, is_path: bool) -> Any:
@@ -156,7 +156,7 @@ def move_paths(values: JsonObject, prefix: str) -> JsonObject:
 
 
 def deep_merge(under: JsonObject, over: JsonObject) -> JsonObject:
-    """`over` over `under`; see `load` for what another arch or optimizer does."""
+    """`over` over `under`; see `load` for what a different arch or optimizer does."""
     dropped = {args for name, args in OWNED.items() if name in over and over[name] != under.get(name, over[name])}
     return merge({name: value for name, value in under.items() if name not in dropped}, over)
 

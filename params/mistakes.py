@@ -18,7 +18,7 @@ def explain(error: ValidationError) -> tuple[list[str], str]:
         text = mistakes[0]["msg"].removeprefix("Value error, ")
         return text.partition(":")[0].split("."), text
     top = str(mistakes[0]["loc"][0])
-    mistake = max((m for m in mistakes if m["loc"][0] == top), key=lambda m: len(m["loc"]))  # the nearest of a union
+    mistake = max((m for m in mistakes if m["loc"][0] == top), key=lambda m: len(m["loc"]))  # closest of a union
     path = [str(part) for part in mistake["loc"][: 2 if top in SECTIONS else 1]]
     name = ".".join(path)
     if mistake["type"] == "extra_forbidden":
@@ -58,12 +58,12 @@ def check_space(keys: Keys, name: str, space: Any) -> None:
         try:
             type(keys).model_validate(resolved | {top: change})
         except ValidationError as error:
-            if error.errors()[0]["loc"]:  # what clashes with another key may be searched together with that one
+            if error.errors()[0]["loc"]:  # values that clash with another key are allowed: that key may be searched too
                 raise ValueError(f"hyper_search: {explain(error)[1]}") from None
 
 
 def _check_range(space: dict[str, Any], given: str) -> None:
-    """ValueError unless min and max are numbers in order, and log and int are switches."""
+    """ValueError unless min and max are numbers in order, and log and int are booleans."""
     low, high = space["min"], space["max"]
     is_log = space.get("log", False)
     are_numbers = type(low) in (int, float) and type(high) in (int, float)

@@ -1,4 +1,4 @@
-"""The names of keys: sections, aliases, the words that people write for a key, and which key they may have meant."""
+"""The names of keys: sections, aliases, synonyms, and suggestions for names that are not keys."""
 
 import difflib
 from typing import NoReturn
@@ -13,8 +13,8 @@ SECTIONS: dict[str, type[Strict]] = {
     "progressive": ProgressiveKeys,
     "search": SearchKeys,
 }
-FREE = ("arch_args", "optimizer_args", "search.slurm", "search.ray")  # what stands in them is checked where it is used
-PATHS = ("pretrain", "data_dir", "restore_file")  # relative to the file they stand in
+FREE = ("arch_args", "optimizer_args", "search.slurm", "search.ray")  # their contents are checked where they are used
+PATHS = ("pretrain", "data_dir", "restore_file")  # relative to the file that holds them
 OWNED = {"arch": "arch_args", "optimizer": "optimizer_args"}  # name -> the arguments that belong to it alone
 ALIASES: dict[str, str] = {
     str(field.json_schema_extra["alias"]): name
@@ -22,7 +22,7 @@ ALIASES: dict[str, str] = {
     if isinstance(field.json_schema_extra, dict) and "alias" in field.json_schema_extra
 }
 
-# key -> other words for it, from other tools and from habit
+# key -> synonyms: its names in other tools, and habits
 _OTHER_WORDS = {
     "learning_rate": "lr learnrate base_lr init_lr",
     "batch_size": "bs batchsize train_batch_size batch",
@@ -80,7 +80,7 @@ SYNONYMS = {word: name for name, words in _OTHER_WORDS.items() for word in words
 
 
 def suggest(name: str, section: str = "") -> str:
-    """What somebody who wrote `name`, in `section`, may have meant."""
+    """Suggest what `name`, written in `section`, was probably meant to be."""
     word = name.lower().replace("-", "_")[:60]
     if word.startswith("model."):
         return f"did you mean 'arch_args.{word[6:]}'?"
@@ -92,10 +92,10 @@ def suggest(name: str, section: str = "") -> str:
     home, _, inner = meant.partition(".") if "." in meant else (homes[0] if homes else "", "", word)
     if home and section != home and home in SECTIONS and inner == word:
         return f"{word} belongs in {home}: {home}.{word}"
-    # another word for a key
+    # a synonym of a key
     if meant != word:
         return f"did you mean {meant.removeprefix(section + '.')!r}?"
-    # a misspelt key
+    # a misspelled key
     names = list(SECTIONS[section].model_fields) if section else [*Keys.model_fields, *ALIASES, "base"]
     near = [] if section else difflib.get_close_matches(word, names, 1) or difflib.get_close_matches(word, SYNONYMS, 1)
     return f"did you mean {SYNONYMS.get(near[0], near[0])!r}?" if near else nearest(word, names)

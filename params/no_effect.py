@@ -1,4 +1,4 @@
-"""Keys that do nothing in a run, because of what other keys say."""
+"""Keys that have no effect in a run because of the values of other keys."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def _is_too_patient(keys: Keys) -> bool:
     return keys.early_stopping is not None and keys.early_stopping.patience >= keys.num_epochs
 
 
-# (keys, whether they do nothing, why)
+# (keys, whether they have no effect, why)
 _RULES: list[tuple[str, Callable[[Keys], object], str]] = [
     ("scheduler", lambda keys: keys.lr_schedule, "lr_schedule takes its place"),
     ("div_factor pct_start", lambda keys: keys.lr_schedule, "lr_schedule takes the place of one_cycle"),
@@ -65,6 +65,6 @@ _RULES: list[tuple[str, Callable[[Keys], object], str]] = [
 
 
 def explain_no_effect(keys: Keys, given: frozenset[str]) -> list[str]:
-    """One line per key in `given` that does nothing."""
+    """One line per key in `given` that has no effect."""
     rules = [(name, is_idle, reason) for names, is_idle, reason in _RULES for name in names.split()]
     return [f"{name}: {reason}" for name, is_idle, reason in rules if name in given and is_idle(keys)]

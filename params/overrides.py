@@ -9,8 +9,8 @@ from utils import Json, JsonObject, UserError
 def parse_overrides(argv: list[str]) -> JsonObject:
     """["--wd=0.1", "--early-stopping.patience", "3"] -> {"wd": 0.1, "early_stopping": {"patience": 3}}.
 
-    Values are JSON, bare words strings. --model and --model.KEY mean arch and arch_args.KEY. The last of two
-    equal flags counts. UserError for an unknown key, a flag without value, a key and its alias together.
+    Values are JSON; bare words are strings. --model and --model.KEY mean arch and arch_args.KEY. Of two equal
+    flags the last one wins. UserError for an unknown key, a flag without value, a key and its alias together.
     """
     values: JsonObject = {}
     spelled: dict[str, str] = {}

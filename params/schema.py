@@ -1,4 +1,4 @@
-"""The JSON Schema of params.json: in words, for messages; for editors; and as the tables of docs/params.md."""
+"""The JSON Schema of params.json: in words, for messages; as JSON, for editors; as Markdown, for docs/params.md."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _LIMITS = {
 
 
 def node_of(schema: JsonObject, path: list[str]) -> JsonObject:
-    """The part of a JSON Schema that governs the key at `path`; {} when it says nothing."""
+    """The part of a JSON Schema that governs the key at `path`; {} when there is none."""
     node = schema
     for name in path:
         choices = [_follow(schema, choice) for choice in node.get("anyOf", [node])]
@@ -71,7 +71,7 @@ def editor_schema(model: type[BaseModel], aliases: dict[str, str], extra: JsonOb
     }
     never_both = [{"not": {"required": [name, alias]}} for alias, name in aliases.items()]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "params.json"}
-    lenient = {"allowComments": True, "allowTrailingCommas": True}  # what VS Code's JSON mode understands
+    lenient = {"allowComments": True, "allowTrailingCommas": True}  # extensions understood by VS Code's JSON mode
     body = {word: value for word, value in schema.items() if word not in ("title", "properties", "$defs")}
     return (
         head
