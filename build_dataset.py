@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     add("--image_col", metavar="A", help="column of the image paths, relative to SRC")
     add("--label_col", metavar="B", help="column of the labels")
     add("--group_col", metavar="C", help="images with the same value stay in one split (a patient, a camera)")
-    add("--check", action="store_true", help="decode every image; list what is broken, odd or duplicated")
+    add("--check", action="store_true", help="decode every image; list those that are broken, unusual or duplicated")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     return parser
 

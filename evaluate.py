@@ -47,14 +47,14 @@ def make_parser() -> Parser:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the command line asks for."""
+    """The request of the command line."""
 
     split: str
     restore_file: str  # weights: best, last or a file
     data_dir: str | None
     out: Path | None  # where to write, when not into the experiment folder
     cache_dir: Path | None
-    say: Callable[[str], None]  # prints where people read
+    say: Callable[[str], None]  # prints to the console
 
 
 def parse_split(name: str) -> str:

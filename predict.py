@@ -38,14 +38,14 @@ def make_parser() -> Parser:
     add("--model_dir", metavar="M", required=True, help="the experiment folder, trained")
     add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
     add("--top", type=int, default=1, metavar="K", help="the K likeliest classes (default: 1)")
-    add("--csv", metavar="FILE", help="write the table there, every digit of it")
+    add("--csv", metavar="FILE", help="write the table to this file, with all digits")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    parser.epilog = "--device=cpu|cuda|mps says where to compute (default: what there is)"
+    parser.epilog = "--device=cpu|cuda|mps says where to compute (default: chosen for the machine)"
     return parser
 
 
 def find_images(names: Sequence[str]) -> Iterator[str]:
-    """Files as they were given; of folders every image below them, in order."""
+    """The given files, and every image below the given folders, in order."""
     for name in names:
         if not os.path.isdir(name):
             yield name
@@ -114,7 +114,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """The same as CSV, with every digit."""
+    """The table as CSV, with all digits."""
     from engine.use.evaluation import write_csv
 
     def exact(value: str | float | None) -> str | float | None:

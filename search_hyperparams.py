@@ -52,7 +52,7 @@ def make_parser() -> Parser:
     add("--parallel", type=int, metavar="N", help="children at a time (default: search.parallel, or one per GPU)")
     add("--dry_run", action="store_true", help="write the children, list them, and stop")
     add("--fail_fast", action="store_true", help="start no more children once one has failed")
-    add("--accept", action="append", choices=["code"], help="go on with the code as it is now")
+    add("--accept", action="append", choices=["code"], help="continue with the current code")
     add("--cache_dir", metavar="DIR", help="folder for decoded images (default: .cache beside the data)")
     add("--scratch_dir", metavar="DIR", help="folder for checkpoints and events of the children")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
@@ -74,7 +74,7 @@ def serve_training() -> int:
 
 
 def assign_folds(params: Params, data_dir: Path, cache_dir: str | None) -> Assignment | None:
-    """Which image is in which part, the same for all children; None without folds. Builds their caches.
+    """The fold of each image, the same for all children; None without folds. Builds their caches.
 
     UserError when there are too few images.
     """
@@ -86,7 +86,7 @@ def assign_folds(params: Params, data_dir: Path, cache_dir: str | None) -> Assig
 
 
 def train_children(search: Scheduler, fail_fast: bool, as_json: bool) -> None:
-    """Train what is missing. A signal ends it with everything saved: the same command goes on."""
+    """Train what is missing. On a signal everything is saved; the same command continues."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -108,7 +108,7 @@ def train_children(search: Scheduler, fail_fast: bool, as_json: bool) -> None:
         print("saving: the same command goes on", file=sys.stderr)
         raise
     finally:
-        # children that still train save and end
+        # children that are still training save and exit
         for number in handlers:
             signal.signal(number, signal.SIG_IGN)  # one signal is enough
         engine.close()

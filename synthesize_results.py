@@ -41,10 +41,10 @@ def make_parser() -> Parser:
     add("--where", action="append", default=[], metavar="COND", help="NAME=VALUE, or != < > <= >=; all must hold")
     add("--columns", metavar="A,B,C", help="only these columns, in this order")
     add("--top", type=int, metavar="N", help=f"at most N lines, 0 for all (default: {MAX_LINES} in md and latex)")
-    add("--equal_epochs", action="store_true", help="compare all runs after the number of epochs that all have reached")
+    add("--equal_epochs", action="store_true", help="compare all runs at the last epoch that all have reached")
     add("--format", choices=["md", "csv", "latex"], default="md", help="what is printed (default: md)")
     add("--json", action="store_true", help="print one JSON object instead")
-    add("--diff", action="store_true", help="how FOLDERs differ: parameters, code, metrics, and whether that is noise")
+    add("--diff", action="store_true", help="compare FOLDERs: parameters, code, metrics; and test for noise")
     add("--watch", action="store_true", help=f"a table of the running folders, every {REFRESH} s until Ctrl-C")
     add("--once", action="store_true", help="with --watch: print the table once")
     return parser

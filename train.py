@@ -2,10 +2,10 @@
 
     python train.py --data_dir data/cifar10 --model_dir experiments/resnet18
     python train.py --data_dir data/cifar10 --model_dir experiments/resnet18 --learning_rate=0.1
-    python train.py experiments/resnet18            # go on with what was interrupted
+    python train.py experiments/resnet18            # continue an interrupted run
 
 Reads params.json of the folder; writes weights, history, logs and plots back into it. Any parameter can
-be changed by its name. The same command again continues where it stopped, to the same bits.
+be changed by its name. Repeating the command continues where it stopped, with bit-identical results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and 
     from params import Params
 
 
-# --- what is minimised ------------------------------------------------------------------------------
+# --- the loss ---------------------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
@@ -71,7 +71,7 @@ def make_loss(params: Params, class_counts: Sequence[int], device: str) -> Calla
     return partial(loss, **{key: value for key, value in given.items() if key in accepted})
 
 
-# --- and how ----------------------------------------------------------------------------------------
+# --- the optimizer ----------------------------------------------------------------------------------
 
 OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
 OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here too

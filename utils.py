@@ -1,6 +1,6 @@
 """Small tools that every room may use: the errors that users see, names in registries, files, seeds, processes.
 
-No torch at import, so that `--help` and tables answer in a blink.
+No torch at import, so that `--help` and tables start quickly.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 class UserError(Exception):
-    """Something the user can put right. Shown as one line on stderr; the process exits with `code`."""
+    """Something the user can put right. Printed as one line on stderr; the process exits with `code`."""
 
     prefix = "error: "
 
@@ -128,7 +128,7 @@ def check_kwargs(function: Callable[..., object], kwargs: Iterable[str], key: st
 def write_atomic(path: Path | str, data: bytes | str) -> None:
     """Replace `path` by `data`: a reader, or a crash at any instant, finds the old file or the new, never half.
 
-    Raises OSError naming `path`; on a full disk also what was needed and what is free. Leaves nothing behind.
+    Raises OSError naming `path`; on a full disk also the bytes needed and free. Leaves nothing behind.
     """
     path = Path(path)
     content = memoryview(data.encode() if isinstance(data, str) else data)
@@ -161,7 +161,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the directory entries of `folder` durable (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,7 +29,7 @@ from utils import JsonObject, UserError, to_json, write_atomic
 
 
 class Entry(TypedDict):
-    """What the manifest says of a state file."""
+    """The manifest's entry for a state file."""
 
     file: str
     sha256: str
@@ -40,14 +40,14 @@ class Entry(TypedDict):
 
 
 class Writer:
-    """Runs one job at a time in a thread of its own, so that training goes on. The next call raises its errors."""
+    """Runs one job at a time in a thread of its own, while training continues. The next call raises its errors."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1, "writer")
         self.job: Future[None] | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Start `job` once the job before it has ended. Raises what that one raised."""
+        """Start `job` once the previous job has ended. Raises what the previous one raised."""
         self.wait()
         self.job = self.pool.submit(job)
 
@@ -92,7 +92,7 @@ class Checkpoints:
         self.path = folder / CHECKPOINTS
 
     def manifest(self) -> JsonObject:
-        """The last commit, or {} when there is none. UserError (exit 3) when it is there and unreadable."""
+        """The last commit, or {} when there is none. UserError (exit 3) when it exists but cannot be read."""
         return read_manifest(self.path)
 
     def commit(self, state: Snapshot, *, epoch_done: bool, is_best: bool, keep_last: int) -> None:
@@ -101,7 +101,7 @@ class Checkpoints:
         self.path.mkdir(exist_ok=True)
         old = self.manifest()
         entry = self._write(state)
-        # The last `keep_last` epochs stay; of the same state twice, the later one.
+        # The last `keep_last` epochs stay; of two entries for the same state, the later one.
         epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
         epochs = [kept for number, kept in enumerate(epochs) if kept not in epochs[number + 1 :]]
         epochs = epochs[-keep_last or len(epochs) :]
@@ -217,7 +217,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def weights_metadata(resolved: JsonObject) -> dict[str, object]:
-    """What a weights file says of its net and of the images it needs, from record/resolved.json."""
+    """The metadata of a weights file: its net and the images it needs, from record/resolved.json."""
     metadata = {key: resolved[key] for key in ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")}
     metadata |= {"tta": resolved["tta"]} if resolved["tta"] != "none" else {}
     pinned = resolved["pinned"]

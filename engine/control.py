@@ -14,7 +14,7 @@ from utils import UserError
 if TYPE_CHECKING:  # imported when a bar is shown: on a terminal alone
     from tqdm import tqdm
 
-# What a process asks for, the more urgent the larger. The largest wish of all processes counts.
+# What a process asks for: the larger, the more urgent. The largest request of all processes wins.
 NOTHING, SHOW, SAVE = 0, 1, 2
 SIGNALLED = 100  # plus the number of the signal
 SHOW_SECONDS = 0.5  # between two drawings of the progress bar
@@ -54,17 +54,17 @@ class Control:
         self.handlers: dict[signal.Signals, object] = {}  # the ones that were there before `open`
 
     def open(self) -> None:
-        """Catch signals from now on."""
+        """Start catching signals."""
         self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def close(self) -> None:
-        """Put the signal handlers back that were there before."""
+        """Restore the previous signal handlers."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType] # what signal.signal returned
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            os._exit(128 + number)  # the second signal ends the process at once; the last commit stands
+            os._exit(128 + number)  # a second signal ends the process at once; the last commit remains
         self.number = number
 
     def wants(self) -> bool:
@@ -104,7 +104,7 @@ class Bar:
         self.bar: tqdm | None = None
 
     def show(self, event: Event, epoch_step: int) -> None:
-        """Draw how far the epoch is that began at step `epoch_step`."""
+        """Draw the progress of the epoch that began at step `epoch_step`."""
         if not self.control.watched:
             return
         self.control.shown = time.monotonic()

@@ -1,4 +1,4 @@
-"""Several processes of one run, as torchrun starts them: who they are, and what they tell each other.
+"""Several processes of one run, as torchrun starts them: their ranks, and what they exchange.
 
 One process is a World of one: every method works and none of them needs torch.distributed.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder
 
 Value = TypeVar("Value")
 
-_CONTROL: list[ProcessGroup] = []  # the process group, on CPUs, for everything that is no tensor of the training
+_CONTROL: list[ProcessGroup] = []  # the process group, on CPUs, for everything but the tensors of the training
 _UNDER_WAY: list[tuple[Tensor, Work]] = []  # the number that the ranks are agreeing on
 
 
@@ -49,7 +49,7 @@ class World:
 
             on_gpu = device.startswith("cuda")
             store, rank, size = next(iter(rendezvous("env://")))
-            # All starts of a torchrun share one store: this start gets a part of it under a name of its own.
+            # All starts of a torchrun share one store: each start uses its own prefix in it.
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 store = PrefixStore(name_attempt(store, rank, size), store)
             dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
@@ -58,11 +58,11 @@ class World:
             _CONTROL[:] = [group]
 
     def leave(self) -> None:
-        """Part from the other processes; nothing when that was done before."""
+        """Leave the process group; do nothing if it was left before."""
         if self.size > 1:
             import torch.distributed as dist
 
-            while _UNDER_WAY:  # a tensor that gloo's thread lets go of while Python ends would abort the process
+            while _UNDER_WAY:  # a tensor that gloo's thread frees while Python exits would abort the process
                 value, work = _UNDER_WAY.pop()
                 with suppress(RuntimeError):  # another rank is gone
                     work.wait(timedelta(seconds=5))
@@ -121,7 +121,7 @@ class World:
         return own if self.size == 1 else torch.cat(self.gather(own.cpu()))
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Copy rank 0's values of these tensors to every rank: each has batch norm's statistics of its images alone."""
+        """Copy rank 0's values of these tensors to every rank: each has statistics of its own images only."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -166,8 +166,8 @@ def name_attempt(store: Store, rank: int, size: int) -> str:
 
     torchrun keeps one store for all restarts, where the addresses of dead processes can still be read (pytorch
     #135712), and its restart count differs between nodes. So each rank writes a random word of its own, and rank 0
-    of the same start answers it with the name. A word of an earlier start gets an answer, too, which nobody
-    acknowledges: rank 0 goes on until every rank has acknowledged.
+    of the same start answers it with the name. The word of an earlier start is answered too, but never
+    acknowledged: rank 0 repeats this until every rank has acknowledged.
     """
     if rank:
         word = uuid.uuid4().hex
@@ -186,7 +186,7 @@ def name_attempt(store: Store, rank: int, size: int) -> str:
 
 
 def find_world() -> World:
-    """The World that torchrun put into the environment; one process without torchrun."""
+    """The World that torchrun describes in the environment; a single process without torchrun."""
 
     def read(name: str, default: int) -> int:
         return int(os.environ.get(name, default))

@@ -1,4 +1,4 @@
-"""What an exception that ends a training means for the user: one line that says what to do, and an exit code."""
+"""Explain the exception that ended a training to the user: one line that says what to do, and an exit code."""
 
 import logging
 
@@ -11,7 +11,7 @@ NUM_SHOWN = 3  # files of a batch that a message names; the log has all of them
 
 
 def explain(error: BaseException, run: Run) -> BaseException:
-    """The UserError that says what to do about `error`; `error` itself when it is one already, or a bug of ours."""
+    """The UserError that says what to do about `error`; `error` itself when it is one already, or a bug in the kit."""
     if isinstance(error, NonFiniteLoss):
         return UserError(f"{error}{describe_batch(error, run)}", EXIT_NONFINITE)
     if isinstance(error, OSError):

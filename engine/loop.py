@@ -1,8 +1,8 @@
-"""The training loop. It learns and measures; it opens no file and prints nothing.
+"""The training loop. It trains and evaluates; it opens no file and prints nothing.
 
 `fit(run, state)` is a generator: it yields a Step when one is due and an Epoch after each evaluation, and waits.
 The caller's loop does the saving, the plotting and the stopping. It may be left at any yield: `state` then holds
-everything that is needed to go on to the same bits.
+everything that is needed to continue bit for bit.
 """
 
 import math
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def minimized(self) -> list[str]:
-        """The metrics of which less is better."""
+        """The metrics for which lower is better."""
         return sorted(name for name, metric in self.metrics.items() if metric.minimize)
 
     @property
@@ -109,14 +109,14 @@ def train_epoch(run: Run, state: State) -> Iterator[Step]:
     begun = time.perf_counter()
     num_seen = 0
     while state.step < last_step:
-        # Take one optimizer step with the rates that it has.
+        # Take one optimizer step at the learning rate and momentum of this step.
         set_rates(run, state)
         num_images = loader.step_size(state.step - first_step)
         sums = train_step(run, state, islice(batches, loader.accumulate), num_images)
-        # Count it, in the state and on the device.
+        # Update the counters in the state and the sums on the device.
         count_step(state, sums)
         num_seen += num_images
-        # Give way when a Step is due, or when the caller wants control. The first read waits for the device.
+        # Yield when a Step is due, or when the caller wants control. Reading the means waits for the device.
         is_due = is_time(state.step, run.params.save_summary_steps, last_step)
         if run.wants_control() or is_due:
             means = read_recent(run, state, is_due)
@@ -190,7 +190,7 @@ def close_epoch(run: Run, state: State) -> Epoch:
         row[validation_column(name)] = value if math.isfinite(value) else None
     row |= {"seconds": state.seconds, "images_per_second": images_per_second}
     state.history = [*state.history, row]
-    # Begin the next epoch with nothing of this one.
+    # Reset what belongs to this epoch, and begin the next one.
     state.epoch += 1
     state.epoch_step = state.step
     state.phase = "train"
@@ -294,7 +294,7 @@ def read_recent(run: Run, state: State, is_due: bool) -> dict[str, float]:
 
 
 def make_step(run: Run, state: State, means: dict[str, float], images_per_second: float, is_due: bool) -> Step:
-    """The event of where training stands."""
+    """A Step event with the progress of the training."""
     rates = learning_rates(run.optimizer)
     return Step(state.epoch + 1, state.step, rates, means["loss"], means, images_per_second, is_due)
 

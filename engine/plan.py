@@ -20,7 +20,7 @@ from utils import JsonObject, UserError, command
 if TYPE_CHECKING:  # it imports torch
     from engine.protocols import Loader
 
-# Parameters that may change between two starts of a run: they decide how it is carried out, not what comes out.
+# Parameters that may change between two starts of a run: they decide how it is executed, not its result.
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 # Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
@@ -44,8 +44,8 @@ class Plan:
     pinned: JsonObject = field(default_factory=dict)  # the choices of the first start
     extends: bool = False  # done before, and more epochs are wanted now
     restore_file: Path | None = None  # weights to start from
-    restore_name: str | None = None  # the same as given, so that the same command is known again
-    holds_run: bool = False  # of --find_lr: the folder has a run already, which stays as it is
+    restore_name: str | None = None  # the same as given, to recognise a repeated command
+    holds_run: bool = False  # of --find_lr: the folder holds a run already, which is left unchanged
     remarks: tuple[str, ...] = ()  # to be logged when the training begins
 
     @property
@@ -68,7 +68,7 @@ class Plan:
     def pin(self, loaders: Mapping[str, Loader], choice: Mapping[str, object], machine: Mapping[str, object]) -> Plan:
         """The plan with every automatic choice filled in, in `params` and in `pinned`.
 
-        UserError when the data or the kind of machine is another one than the run began with, unless accepted.
+        UserError when the data or the kind of machine differs from the start of the run, unless accepted.
         """
         # The data: by the content of each split.
         data = {split: loader.fingerprint for split, loader in loaders.items()}
@@ -90,7 +90,7 @@ class Plan:
 
 
 def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
-    """[] without `changes`; a remark when --accept `what` was given; else UserError with the command to paste."""
+    """[] without `changes`; a remark when --accept `what` was given; else UserError with the accepting command."""
     if not changes:
         return []
     shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
@@ -161,7 +161,7 @@ def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
 
 
 def decide_start(plan: Plan) -> Plan:
-    """The folder holds no run, or starts over."""
+    """The plan when the folder holds no run, or starts over."""
     path = plan.folder.path
     if plan.request.resume:
         raise UserError(f"--resume: {path} holds nothing to resume; leave --resume out to start it")
@@ -177,7 +177,7 @@ def with_weights(plan: Plan, restore_name: str | None) -> Plan:
 
 
 def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> Plan:
-    """The folder holds a run: compare what is asked for with what ran."""
+    """The plan when the folder holds a run: compare the request with what ran."""
     resolved = plan.folder.resolved()
     check_flags(plan, meta, manifest)
     # How far does it go, and what changed?
@@ -191,7 +191,7 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
         if changes:
             raise UserError(describe_other_params(plan, changes))
         return replace(plan, verb="done")
-    # It goes on: no change may go unseen.
+    # It continues: every change must be reported.
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
         remarks += refuse(plan, "code", changed_files(plan.folder, resolved))
@@ -204,7 +204,7 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
 
 
 def check_flags(plan: Plan, meta: JsonObject, manifest: JsonObject) -> None:
-    """UserError for a flag that makes no sense for a run that has come this far."""
+    """UserError for a flag that makes no sense at this epoch of the run."""
     given, path = plan.request, plan.folder.path
     epoch = manifest["last"]["epoch"]
     if given.restore_file and given.restore_file != meta.get("restore_file"):
@@ -253,7 +253,7 @@ def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
 
 
 def check_finite_end(folder: Folder, changes: Sequence[str]) -> None:
-    """UserError when the run stopped at a non-finite loss and would do so again, since nothing changed."""
+    """UserError when the run stopped at a non-finite loss and nothing changed, so that it would stop again."""
     status = folder.status()
     if status.get("code") == EXIT_NONFINITE and not changes:
         raise UserError(

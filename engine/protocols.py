@@ -1,6 +1,6 @@
-"""What the engine needs of a loader and of a metric: protocols, which model/ fulfils without importing them.
+"""What the engine needs from a loader and a metric: protocols, which model/ implements without importing them.
 
-train.py and evaluate.py hand the parts of model/ over; the type checker compares them with these there.
+train.py and evaluate.py pass the parts of model/ in; the type checker compares them with the protocols there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class Metric(Protocol):
 
     @property
     def minimize(self) -> bool:
-        """True when less is better."""
+        """True when lower is better."""
         ...
 
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor | float: ...
@@ -42,7 +42,7 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Loader(Protocol):
-    """The batches of one split, as one of several ranks sees them."""
+    """The batches of one split for one rank."""
 
     # --- what the loop needs ---
 

@@ -119,7 +119,7 @@ def make_schedule(
         warm = 0 if is_cycle else round(params.warmup * steps_per_epoch)
         shape = with_warmup(SCHEDULERS[params.scheduler](params, total, warm), warm)
         peak = 1.0
-    # SGD's momentum goes against the rate in one_cycle, as torch's OneCycleLR does it.
+    # In one_cycle, SGD's momentum falls while the rate rises and vice versa, as in torch's OneCycleLR.
     momentum = None
     if is_cycle and params.optimizer == "sgd" and params.momentum:
         high = min(params.momentum + 0.05, 0.999)
@@ -167,7 +167,7 @@ def should_stop(
 ) -> bool:
     """True when the monitored metric has not improved by more than min_delta for `patience` epochs.
 
-    `minimized`: the metrics of which less is better, for when `early_stopping` leaves that open. A value that is not
+    `minimized`: the metrics of which less is better, used when `early_stopping` does not say. A value that is not
     defined is no improvement.
     """
     if not early_stopping:

@@ -35,7 +35,7 @@ log = logging.getLogger("train")
 
 
 def load_committed_state(plan: Plan) -> tuple[SavedState | None, list[str]]:
-    """The state that the plan goes on from, None when it starts anew; and remarks. Writes nothing."""
+    """The state that the plan continues from, None for a new start; and remarks. Writes nothing."""
     if plan.verb != "continue":
         return None, []
     saved, remark = Checkpoints(plan.folder.path).restore()
@@ -76,7 +76,7 @@ def plan_steps(plan: Plan, state: State, steps_per_epoch: int) -> tuple[int, int
 
 @dataclass(frozen=True)
 class Commit:
-    """A state to commit, and what is derived from it."""
+    """A state to commit, and the files derived from it."""
 
     state: Snapshot
     history: list[Row]
@@ -175,7 +175,7 @@ class Session:
             self.control.close()  # a signal that comes while the end is being written does not interrupt it
 
     def _leave(self, raised: BaseException | None) -> None:
-        """Record how the run ended. Raises what the user is to be told, where that is another error than `raised`."""
+        """Record how the run ended. Raises the error for the user where it is not `raised` itself."""
         self.run.world.leave()
         error = self._close(raised)
         if error is not None and error is not raised:
@@ -278,7 +278,7 @@ class Session:
             save_history_figure(figure, self.state.history, self.run.best_metric, best["epoch"])
 
 
-# --- what is said -------------------------------------------------------------------------------------
+# --- the log ------------------------------------------------------------------------------------------
 
 
 def count_parameters(run: Run) -> int:
@@ -287,7 +287,7 @@ def count_parameters(run: Run) -> int:
 
 def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[str]:
     """The first lines of the log. `rewritten`: remarks about the files that are derived from the state."""
-    # What was remarked so far, and what runs.
+    # The remarks so far, and what runs.
     lines = [*plan.remarks, run.train_loader.description]
     lines += [f"net: {plan.params.arch}, {count_parameters(run):,} parameters"]
     lines += [f"machine: {Choice(**plan.pinned['choice']).describe()}"]

@@ -1,4 +1,4 @@
-"""Everything of a run that must survive an interruption, and how it becomes bytes and comes back."""
+"""Everything of a run that must survive an interruption, and how it is saved and restored."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from engine.measure import add_sums
 
 Row = dict[str, Any]  # of the history: column -> number, None where it is not defined, or a list of learning rates
 SavedState = dict[str, Any]  # State.state_dict(): tensors and built-in types
-Shard = dict[str, Any]  # what each of several ranks has for itself
+Shard = dict[str, Any]  # what differs between ranks
 
 PLAIN = (
     "num_epochs",
@@ -64,7 +64,7 @@ class State:
         return [row for row in self.history if row["step"] > start]
 
     def shard(self) -> Shard:
-        """What each of several ranks has for itself."""
+        """The part that differs between ranks."""
         return {name: getattr(self, name) for name in (*SUMS, *LISTS)}
 
     def state_dict(self, shards: list[Shard] | None = None) -> SavedState:
@@ -78,7 +78,7 @@ class State:
         return saved
 
     def load_state_dict(self, saved: SavedState, rank: int = 0, num_ranks: int = 1) -> None:
-        """Take up a state_dict. Where it was made by another number of ranks, its shards are dealt out in turn."""
+        """Load a state_dict. If it was saved by a different number of ranks, its shards are dealt out in turn."""
         for name in PLAIN:
             setattr(self, name, saved[name])
         self._load_shards(saved["shards"][rank::num_ranks])
@@ -103,7 +103,7 @@ class State:
 
 
 def restore_strides(optimizer: torch.optim.Optimizer) -> None:
-    """Give every buffer the strides of its parameter: fused SGD and AdamW are silently wrong with other ones."""
+    """Give every buffer the strides of its parameter: fused SGD and AdamW give silently wrong results with others."""
     for parameter, buffers in optimizer.state.items():
         for name, value in buffers.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():

@@ -5,7 +5,7 @@ signals reaches train.py once, whatever process tracking the site uses. On SIGUS
 site preempts with send_user_signal) and SIGTERM train.py saves; the script then puts the job back into the queue,
 and it goes on mid-epoch. `scancel` saves and ends it.
 
-A batch of jobs has a name of its own, which is written down before the jobs are submitted: a process that is
+A batch of jobs has a unique name, which is recorded before the jobs are submitted: a process that is
 killed in between and started again finds its jobs in the queue instead of submitting them twice.
 """
 
@@ -25,7 +25,7 @@ from folder.provenance import source_files
 from include import JOBS, ROOT
 from utils import UserError, command, nearest, read_json, write_json
 
-REQUEUES = 100  # how often one job goes back into the queue, unless search.slurm.requeues says otherwise
+REQUEUES = 100  # how many times one job is requeued, unless search.slurm.requeues says otherwise
 SIGNAL_DELAY = 90  # seconds before the time limit at which Slurm sends SIGUSR1, unless signal_delay_s says otherwise
 ANSWER = 60  # seconds that Slurm has to answer
 
@@ -40,7 +40,7 @@ ENDED_STATES = {
     *("REVOKED", "TIMEOUT"),
 }
 COLUMNS = {"ArrayJobID": 20, "ArrayTaskID": 20, "Name": 40, "State": 20, "exit_code": 12, "Reason": 60}
-# Options of submitit that are not the user's: the kit sets them, or they would have several processes train one folder.
+# Options of submitit that users may not set: the kit sets them, or they would let several processes train one folder.
 RESERVED = {
     *("name", "job_name", "array_parallelism", "teardown", "stderr_to_stdout", "use_srun", "map_count", "num_gpus"),
     *("nodes", "ntasks_per_node", "tasks_per_node"),
@@ -74,7 +74,7 @@ class SlurmJob:
 
 
 def whole_number(options: Mapping[str, object], name: str, default: int) -> int:
-    """An option of search.slurm that is a number of things. UserError for anything else."""
+    """An option of search.slurm that must be a whole number. UserError for anything else."""
     value = options.get(name, default)
     if type(value) is not int or value < 0:
         raise UserError(f"search.slurm.{name}: {value!r} given; possible: a whole number, 0 or more")
@@ -171,7 +171,7 @@ class SlurmQueue:
         return jobs
 
     def _read_line(self, line: str) -> tuple[str, SlurmJob] | None:
-        """(name, job) of a line of squeue; None for a job of somebody else."""
+        """(name, job) of a line of squeue; None for any other job."""
         # columns of fixed width
         fields = {}
         start = 0
@@ -200,9 +200,9 @@ class SlurmQueue:
 
 
 def submit(folder: Folder, argv: Sequence[str], decide: Callable[[], Plan]) -> str:
-    """Submit `train.py argv` as a job that runs a copy of the code as it is now; returns what to tell the user.
+    """Submit `train.py argv` as a job that runs a copy of the code as it is now; returns the message for the user.
 
-    `decide()`: what the start means for the folder; asked once the folder is locked. A folder that has a live job
+    `decide()`: what the start means for the folder; called once the folder is locked. A folder that has a live job
     gets no second one.
     """
     if other := [flag for flag in ("--verify", "--prepare", "--find_lr") if flag in argv]:

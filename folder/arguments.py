@@ -60,18 +60,18 @@ def train_parser(doc: str | None) -> Parser:
     add("--base", metavar="B", help="start the new folder M from this folder or JSON file")
     add("--restore_file", metavar="W", help="start from weights: best, last, a file or an experiment folder")
     add("--extend", type=float, metavar="N", help="N epochs on top of a finished run's num_epochs")
-    add("--until", type=int, metavar="E", help="pause after epoch E, of a schedule that goes on")
+    add("--until", type=int, metavar="E", help="pause after epoch E; the schedule stays that of the whole run")
     add("--restart", action="store_true", help="start over; the old attempt moves to attempts/")
     add("--resume", action="store_true", help="fail when there is nothing to resume")
-    add("--accept", action="append", choices=["params", "data", "code", "machine"], help="go on although this changed")
-    add("--engine", choices=["local", "slurm"], default="local", help="slurm: have it trained by a job of its own")
+    add("--accept", action="append", choices=["params", "data", "code", "machine"], help="continue though this changed")
+    add("--engine", choices=["local", "slurm"], default="local", help="slurm: train in a Slurm job")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
     only = parser.add_mutually_exclusive_group().add_argument
-    only("--verify", action="store_true", help="train the frozen code again, elsewhere: is the result byte-identical?")
-    only("--find_lr", action="store_true", help="try rising learning rates for 100 steps, suggest some, and stop")
+    only("--verify", action="store_true", help="repeat the training with the frozen code and compare the bytes")
+    only("--find_lr", action="store_true", help="train 100 steps at rising learning rates, suggest some, and stop")
     only("--prepare", action="store_true", help="check everything, fetch weights, build the cache of images, and stop")
-    add("--scratch_dir", type=Path, metavar="DIR", help="checkpoints and events go there, linked from the folder")
-    add("--cache_dir", type=Path, metavar="DIR", help="decoded images go there (default: .cache beside the data)")
+    add("--scratch_dir", type=Path, metavar="DIR", help="folder for checkpoints and events, linked from the experiment")
+    add("--cache_dir", type=Path, metavar="DIR", help="folder for decoded images (default: .cache beside the data)")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = "Any parameter can be changed by name: --learning_rate=0.1 --early_stopping.patience=3 --arch=lenet"
     return parser
@@ -96,7 +96,7 @@ class Request:
     cache_dir: Path | None = None
     json: bool = False
     overrides: JsonObject = field(default_factory=dict)  # the parameters changed on the command line
-    argv: Sequence[str] = ()  # all its words, to suggest variations of it
+    argv: Sequence[str] = ()  # all its words, for the commands that messages suggest
 
     @classmethod
     def of(cls, flags: argparse.Namespace, overrides: JsonObject, argv: Sequence[str]) -> Request:

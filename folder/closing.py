@@ -1,4 +1,4 @@
-"""What train.py prints when it has done what it was asked for."""
+"""What train.py prints when it has finished."""
 
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +9,7 @@ from utils import JsonObject, command, to_json
 
 
 class Described(Protocol):
-    """A loader, as far as this module knows."""
+    """The part of a loader that this module needs."""
 
     @property
     def description(self) -> str: ...

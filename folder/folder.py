@@ -85,7 +85,7 @@ class Folder:
     def record(self, name: str, default: dict[str, Any] | None = None, **kinds: Any) -> dict[str, Any]:
         """A JSON object of the folder over `default`, {} when it is missing.
 
-        UserError (exit 3) when it is no object, or a value is not of its kind.
+        UserError (exit 3) when it is not an object, or a value has the wrong type.
         """
         if not (self.path / name).exists():
             return {}
@@ -99,7 +99,7 @@ class Folder:
         return value
 
     def resolved(self) -> dict[str, Any]:
-        """What ran: every parameter, and the choices made for it under "pinned". UserError when nothing ran yet."""
+        """What ran: every parameter, and the choices made for it under "pinned". UserError before any training."""
         if not (self.path / RESOLVED).exists():
             raise UserError(
                 f"{self.path} has not been trained yet: python train.py --data_dir DATA --model_dir {self.path}"
@@ -129,7 +129,7 @@ class Folder:
         return self.record(META, minimize=list | None, **kinds)
 
     def status(self) -> dict[str, Any]:
-        """How it stands. It is told to people; nothing is decided by what cannot be read."""
+        """Its status, for people to read; an unreadable one decides nothing."""
         unknown = {"state": "created", "epoch": 0, "step": 0, "message": "", "pid": 0, "host": ""}
         try:
             kinds = {"state": str, "epoch": int, "step": int, "message": str, "pid": int, "host": str}
@@ -162,7 +162,7 @@ class Folder:
             self._lock = None
 
     def acquire(self) -> None:
-        """Take the lock, for this process and until it ends; see locked(). Of several ranks the first does."""
+        """Take the lock until this process ends; see locked(). Of several ranks, only the first takes it."""
         if self._lock is not None or not self.is_main:
             return
         try:
@@ -210,7 +210,7 @@ class Folder:
                 raise UserError(f"{gone}: bring that disk back, or start over with --restart")
 
     def check_writable(self) -> None:
-        """UserError (exit 5) when nothing may be written here, before anything has been loaded."""
+        """UserError (exit 5) when the folder cannot be written; called before anything is loaded."""
         place = self.path.absolute()
         while not place.exists():
             place = place.parent
@@ -274,7 +274,7 @@ class Folder:
     # --- what is derived from a commit ---
 
     def derive(self, history: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
-        """History and metrics, as files, from the state that has just been committed."""
+        """Write the history and metrics of the state that has just been committed."""
         write_json(self.path / HISTORY_JSON, history)
         write_atomic(self.path / HISTORY_CSV, history_csv(history))
         for name, row in ((METRICS_BEST, best), (METRICS_LAST, history[-1] if history else None)):

@@ -1,4 +1,4 @@
-"""The rows of a history: one per epoch, the best of them, what is written of them, and what metric names mean.
+"""The rows of a history: one per epoch, the best row, the rows as CSV, and the meaning of metric names.
 
 A metric has one short name everywhere: "file.py:Name" is called Name (`utils.reference_name`). A column holds the
 value of a metric on one split: val_accuracy. A bare metric name means its value on the validation split.
@@ -14,7 +14,7 @@ from utils import reference_name
 
 HISTORY_SPLITS = ("train", "val")  # of the columns of a history
 TABLE_SPLITS = ("val", "last", "test")  # of the columns of a table: the best weights, the last weights, the test split
-TEST_LOOKS = "test_looks"  # the number of looks at the test split: a column of tables that is no metric's
+TEST_LOOKS = "test_looks"  # the number of looks at the test split: a column of tables that belongs to no metric
 
 
 # --- names ------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def training_column(metric: str) -> str:
 
 
 def split_column(column: str) -> tuple[str, str]:
-    """("val", "accuracy") of "val_accuracy"; ("", column) where the column is no metric's."""
+    """("val", "accuracy") of "val_accuracy"; ("", column) where the column belongs to no metric."""
     split, _, metric = column.partition("_")
     is_metric = metric and split in {*HISTORY_SPLITS, *TABLE_SPLITS} and column != TEST_LOOKS
     return (split, metric) if is_metric else ("", column)
@@ -50,12 +50,12 @@ def monitored_column(name: str) -> str:
 
 
 def recorded_minimized(meta: dict[str, Any]) -> frozenset[str]:
-    """The metrics of which less is better, as record/meta.json says."""
+    """The metrics for which lower is better, from record/meta.json."""
     return frozenset(meta.get("minimize") or [])
 
 
 def is_minimized(metric: str, minimized: Collection[str]) -> bool:
-    """True where less is better: of the loss always, of other metrics when `minimized` holds them."""
+    """True where lower is better: always for the loss, for other metrics when `minimized` contains them."""
     return metric == "loss" or metric in minimized
 
 

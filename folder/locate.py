@@ -1,4 +1,4 @@
-"""Where a run's data and weights are: the one place that looks for them. No torch."""
+"""Find a run's data and weights; no other module looks for them. No torch."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from utils import UserError, command
 def find_data(given: str | Path | None, params: Params, remembered: str | None) -> Path:
     """The dataset folder: `given` on the command line, else in params.json, else `remembered` from an earlier start.
 
-    It need not exist: whoever reads it says so. UserError when none of the three names one.
+    It need not exist: reading it reports that. UserError when none of the three names one.
     """
     if given:
         return Path(given)
@@ -61,5 +61,5 @@ def find_trained_weights(folder: Folder, restore_file: str) -> Path:
 
 
 def weights_name(restore_file: str) -> str:
-    """A word for file names: best, last, or the stem of a path."""
+    """A label for file names: best, last, or the stem of a path."""
     return restore_file if restore_file in ("best", "last") else Path(restore_file).name.removesuffix(".safetensors")

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-PATIENCE = 5  # seconds, for what a killed process left
+PATIENCE = 5  # seconds to wait for children of a killed process
 
 _HELD: set[int] = set()  # descriptors of the locks that this process holds
 
@@ -31,7 +31,7 @@ class BusyError(Exception):
 def take(folder: Path, file: Path) -> int:
     """Lock `folder`; where folders cannot be locked (NFS), `file` in it, which must never be replaced.
 
-    At once: BusyError when another process has it. Returns the descriptor. OSError where nothing can be locked.
+    Does not wait: BusyError when another process has it. Returns the descriptor. OSError where nothing can be locked.
     """
     try:
         return _take(folder, os.O_RDONLY)
@@ -47,7 +47,7 @@ def _take(path: Path, flags: int) -> int:
             pid = _owner(os.fstat(descriptor).st_ino)
             if pid is None or is_alive(pid) or time.monotonic() > end:
                 raise BusyError(pid)
-            time.sleep(0.01)  # its process was killed while it forked: the child lets go as soon as it runs
+            time.sleep(0.01)  # its process was killed while it forked: the child releases the lock as soon as it runs
     except BaseException:
         os.close(descriptor)
         raise
@@ -56,7 +56,7 @@ def _take(path: Path, flags: int) -> int:
 
 
 def give_back(descriptor: int) -> None:
-    """Free a lock of this process; nothing in a child of the process that took it."""
+    """Release a lock of this process; in a child of the process that took it, do nothing."""
     if descriptor in _HELD:
         _HELD.remove(descriptor)
         os.close(descriptor)
@@ -71,7 +71,7 @@ def _flock(descriptor: int) -> bool:
 
 
 def _owner(inode: int) -> int | None:
-    """The process of this machine that locked a file, as the kernel's table has it."""
+    """The process of this machine that locked a file, according to the kernel's table of locks."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()
@@ -81,7 +81,7 @@ def _owner(inode: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there and has not ended."""
+    """True if a process of this machine exists and has not ended."""
     try:
         os.kill(pid, 0)
         return " Z " not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]

@@ -1,4 +1,4 @@
-"""What proves a run: the code that ran, the command, versions, git, packages."""
+"""The evidence of a run: the code that ran, the command, versions, git, packages."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ from folder.folder import Folder, now
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
 from utils import Json, JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
 
-# Whether a result depends on a file: the longest of these paths that leads to it decides; under none, it does not.
+# Whether a result depends on a file is decided by the longest of these paths that contains it; by default, no.
 # So a new file in model/ or engine/ counts until it is listed here. The experiment's own files always count.
 RESULT_CODE = {
     "train.py": True,
@@ -34,7 +34,7 @@ RESULT_CODE = {
     "engine/use": False,
     "engine/use/inference.py": True,
 }
-VERSION_FILE = "include.py"  # its VERSION alone is no result: a release does not refuse the runs of the last one
+VERSION_FILE = "include.py"  # all but its VERSION: a release continues the runs of the last one
 ROOMS = ("params", "model", "folder", "report", "engine", "search")
 MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 
@@ -46,7 +46,7 @@ def is_result_code(file: Path) -> bool:
 
 
 def source_files(root: Path) -> list[Path]:
-    """The kit's own source under `root`, relative: root modules and everything in the rooms, templates included."""
+    """The kit's own source under `root`, relative: root modules and everything in the packages, templates included."""
     files = [*root.glob("*.py")]
     for room in ROOMS:
         files += [path for path in (root / room).rglob("*") if path.is_file() and not _is_byproduct(path)]
@@ -59,7 +59,7 @@ def _is_byproduct(path: Path) -> bool:
 
 
 def references(values: Json) -> set[str]:
-    """The files that "file.py:Name" values anywhere in the parameters name."""
+    """The files named by "file.py:Name" values anywhere in the parameters."""
     if isinstance(values, dict | list):
         parts = values.values() if isinstance(values, dict) else values
         return {name for part in parts for name in references(part)}
@@ -166,7 +166,7 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def surroundings() -> tuple[dict[str, str], dict[str, Any] | None]:
-    """(version of every installed package, git's word on the code or None), as they are at the first call."""
+    """(version of every installed package, what git says of the code, or None), as of the first call."""
     found = (distribution.metadata for distribution in importlib.metadata.distributions())
     packages = {metadata["Name"]: metadata["Version"] for metadata in found if metadata["Name"]}
     commit = _git("rev-parse", "HEAD")

@@ -119,7 +119,7 @@ class ClassScores:
     precision: float
     recall: float
     f1: float
-    taken_for: str  # the class that it was most often mistaken for, and how often
+    taken_for: str  # the class it was most often mistaken for, and how often
 
 
 def score_classes(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[np.ndarray, list[ClassScores]]:
@@ -212,7 +212,7 @@ def _prediction_rows(outputs: SplitOutput, loader: Loader) -> Iterable[list[str]
 
 
 def _top_captions(outputs: SplitOutput, classes: Sequence[str]) -> list[list[str]]:
-    """Three lines for each image: its class, the class it was taken for, with which probability and loss."""
+    """Three lines for each image: its class, the predicted class, its probability and the loss."""
     probabilities = outputs.logits.softmax(dim=1)
     losses = outputs.losses
     captions = []

@@ -33,8 +33,8 @@ SMOOTHING = 0.9  # of the losses, per step
 DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED = 10  # number of first steps that the suggestions leave out
 LEAST = 20  # number of steps that the suggestions need
-BEGUN = 0.05  # share of its fall after which the loss has begun to fall
-HARDLY = 0.03  # share of the loss that is no fall
+BEGUN = 0.05  # fraction of the whole fall after which the loss counts as falling
+HARDLY = 0.03  # a fall of less than this fraction of the loss is none
 MARKS = {"valley": VALID, "steepest": BEST, "minimum over ten": "#8e5bb5"}
 
 
@@ -77,7 +77,7 @@ def range_test(run: Run, state: State) -> Curve:
     """The run's own training steps from its first epoch on, at rising rates, until the loss diverges.
 
     Net, loss, optimizer, precision, augmentation and order are the run's. Layer groups keep the proportions of their
-    rates, layers that are frozen at first stay frozen, momentum is constant. A small dataset is gone through several
+    rates, layers that are frozen at first stay frozen, momentum is constant. A small dataset is used several
     times.
     """
     from tqdm import tqdm

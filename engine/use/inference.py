@@ -1,4 +1,4 @@
-"""A trained net, ready to be used: what evaluate and predict share. Always in fp32, so that they agree."""
+"""A trained net, ready for use by evaluate and predict. Always in fp32, so that both give the same results."""
 
 from __future__ import annotations
 

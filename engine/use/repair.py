@@ -1,6 +1,6 @@
-"""The files that are derived from the committed state: are history, metrics and exported weights whole? Rewrite them.
+"""Check the files derived from the committed state (history, metrics, exported weights), and rewrite damaged ones.
 
-Importing this module imports no torch: a folder that is done and whole is told so at once.
+Importing this module imports no torch: for a folder that is done and whole, train.py answers at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def has_promised_length(path: Path) -> bool:
 
 
 def repair(folder: Folder) -> list[str]:
-    """Write the derived files of a run that is done again, from its state. Returns remarks for the user."""
+    """Rewrite the derived files of a finished run from its state. Returns remarks for the user."""
     from engine.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder.path)

@@ -13,7 +13,7 @@ from folder.provenance import MARKER, localise, references
 from include import CHECKPOINTS, CODE, EXIT_DAMAGED, HISTORY_JSON, METRICS_BEST, METRICS_LAST, PARAMS
 from utils import JsonObject, UserError, read_json, write_json
 
-CLOCKS = ("seconds", "images_per_second")  # columns of the history that no two trainings have in common
+CLOCKS = ("seconds", "images_per_second")  # columns of the history that differ between any two trainings
 
 
 def verify(folder: Folder, data_dir: str | None, scratch: Path | None) -> str:
@@ -22,7 +22,7 @@ def verify(folder: Folder, data_dir: str | None, scratch: Path | None) -> str:
     Trains in a temporary folder, below `scratch` when given. UserError (exit 3) that names each difference; exit 2 when
     the folder is not done, or was continued with changes.
     """
-    # Only a run that is done, with one code, can be repeated.
+    # Only a run that is done, with a single version of the code, can be repeated.
     manifest = read_manifest(folder.path / CHECKPOINTS)
     meta = folder.meta()
     resolved = folder.resolved()
