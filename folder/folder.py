@@ -129,7 +129,7 @@ class Folder:
         return self.record(META, minimize=list | None, **kinds)
 
     def status(self) -> dict[str, Any]:
-        """Its status, for people to read; an unreadable one decides nothing."""
+        """Its status, for people to read; "unknown", with the reason, when it cannot be read."""
         unknown = {"state": "created", "epoch": 0, "step": 0, "message": "", "pid": 0, "host": ""}
         try:
             kinds = {"state": str, "epoch": int, "step": int, "message": str, "pid": int, "host": str}

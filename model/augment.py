@@ -56,7 +56,7 @@ def crop(im_sz: int, base: int) -> Transforms:
 
 
 def flip_crop(im_sz: int, base: int) -> Transforms:
-    """`crop`, and half of the images mirrored."""
+    """`crop`, and a horizontal flip of half of the images."""
     return [*crop(im_sz, base), {"name": FLIP, "p": 0.5}]
 
 
@@ -177,7 +177,7 @@ class Augment:
 
 
 def make_augment(params: Params, im_sz: int, base_size: int, per_image: bool = False) -> Augment:
-    """The augmentation that `params.augment` names or lists, tried once. UserError for what is wrong with it.
+    """The augmentation that `params.augment` names or lists, tried once. UserError when it is invalid.
 
     `base_size`: side S of the images it will get.
     """

@@ -64,7 +64,7 @@ def fetch_dataloader(  # noqa: PLR0913 (the seam between the rooms; all but thre
     """
     data_dir = Path(data_dir)
     pinned = pinned or {}
-    # Open the splits, and those that statistics and folds need besides.
+    # Open the splits, and the further ones that statistics and folds need.
     make_sources: MakeSources = lookup(DATASETS, params.dataset, "dataset", params.folder)
     normalisation = (pinned["mean"], pinned["std"]) if "mean" in pinned else _stated_normalisation(params)
     opened = list(splits) if normalisation or "train" in splits else [*splits, "train"]
@@ -162,7 +162,7 @@ class Loader(Split):
         return progressive.resize(images.permute(0, 3, 1, 2), side)
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the memory on the device."""
         self.fetcher.close()
 
     # --- what is logged and recorded ---

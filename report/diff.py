@@ -61,7 +61,7 @@ def diff_experiments(folders: Sequence[Path]) -> ExperimentDiff:
 
 
 def _collect_metrics(rows: Sequence[Row]) -> ValuesByName:
-    """What the runs achieved; a value per run, whether it differs or not."""
+    """The results of the runs; a value per run, even if all are equal."""
     values: ValuesByName = {"best_epoch": [row.best.get("epoch") for row in rows]}
     values["epochs"] = [row.num_epochs for row in rows]
     for name in metric_names(row.best for row in rows):

@@ -71,7 +71,7 @@ def drawing(path: Path, width: float, height: float, is_laid_out: bool = True) -
 
 
 def warm_up() -> None:
-    """Do in advance what makes a process's first figure slow: imports and reading fonts, about a second."""
+    """Do the slow part of a process's first figure in advance: importing and reading fonts, about a second."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -33,7 +33,7 @@ def format_cell(column: str, value: object) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """`text` that can be written as UTF-8: names of files and damaged JSON may hold half characters."""
+    """`text` that can be written as UTF-8: file names and damaged JSON may hold unpaired surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -58,7 +58,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV, every digit of every number, without times."""
+    """The table as CSV, numbers with all digits, without times."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [column for column in table.columns if column not in NOT_IN_CSV]

@@ -15,7 +15,7 @@ from report.settings import format_value
 if TYPE_CHECKING:
     import numpy as np
 
-MIN_SETTINGS = 8  # fewer say nothing
+MIN_SETTINGS = 8  # with fewer, no shares are given
 MAX_RUNS = 1000  # of more, every n-th is used
 MIN_R2 = 0.05  # explained variance below which no shares are given
 SEED = 0
@@ -40,7 +40,7 @@ def importance(
     numbered = [(number, row) for number, group in enumerate(done) for row in group]
     keys = [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for _, row in numbered}) > 1]
 
-    # Reasons to say nothing.
+    # Reasons to give no shares.
     if len(keys) < 2:
         return {}, f"{'one parameter differs' if keys else 'no parameter differs'}, importance compares several"
     if len(done) < MIN_SETTINGS:
@@ -49,7 +49,7 @@ def importance(
     if max(values) == min(values):
         return {}, f"all {len(numbered)} runs have the same value"
 
-    # Does a forest predict the settings that it has not seen?
+    # Check that a forest predicts settings that it has not seen.
     step = math.ceil(len(numbered) / MAX_RUNS)
     numbered, values = numbered[::step], values[::step]
     features = {key: to_feature([row.params.get(key) for _, row in numbered]) for key in keys}

@@ -46,7 +46,7 @@ def label_run(row: Row, keys: Sequence[str]) -> str:
 
 
 def format_value(value: object) -> str:
-    """A parameter as people write it; "" for null."""
+    """A parameter as readable text; "" for null."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):

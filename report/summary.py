@@ -1,4 +1,4 @@
-"""What the runs of a search, or of any folders, amount to: tables, a verdict over seeds and folds, what is not done."""
+"""Summarise the runs of a search or of any folders: tables, a verdict over seeds and folds, unfinished runs."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _times(sign: int, group: Group) -> Group:
 
 
 def verdict_sentence(verdict: Verdict, names: Sequence[str], groups: Sequence[Group], metric: str) -> str:
-    """What can be claimed, in one line."""
+    """The verdict in one line."""
     values = list(groups[verdict.best].values())
     mean, half_width = confidence_interval(values, resolution([v for group in groups for v in group.values()]))
     best = f"{names[verdict.best]}, {'mean ' if len(values) > 1 else ''}{metric} {mean:.4f}"
@@ -219,7 +219,7 @@ def summary_object(summary: Summary, top: int | None = None) -> dict[str, object
 def read_summary(folders: Sequence[Path], parent: Path | None, sort: str | None = None) -> Summary:
     """The summary of `folders`, read without their histories."""
     gc_was_on = gc.isenabled()
-    gc.disable()  # nothing here becomes garbage, and looking for it took a third of the time
+    gc.disable()  # nothing here becomes garbage, and collecting took a third of the time
     try:
         rows, problems = read_rows(folders, parent, keep_history=False)
         return summarise(rows, problems, sort)

@@ -123,7 +123,7 @@ def find_folders(parent: Path) -> list[Path]:
     holders = _folders_above(experiments, top)
     # a folder with experiments in it counts only if it was trained itself
     paths = [path for path in experiments if path not in holders or os.path.exists(f"{path}/{RESOLVED}")]
-    # what a trained experiment holds is its own business
+    # unusable folders inside a trained experiment are not reported
     trained = set(paths) - holders
     paths += [path for path, above in walk.unusable.items() if above not in trained]
     return [Path(path) for path in sorted(paths, key=natural_key)]

@@ -1,4 +1,4 @@
-"""Write all that a parent folder shows of its experiments, from one reading: tables, figures, pages."""
+"""Write tables, figures and pages of the experiments below a parent folder, reading each folder once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_figures_and_pages(
     """
     ranked = rank_runs(rows, sort)
     written, remarks = draw_figures(ranked, target)
-    if target in folders:  # a single experiment: its page is its own
+    if target in folders:  # a single experiment has its own page
         written.append(write_experiment_page(target))
     else:
         verdict = summarise(rows, problems, sort).verdict

@@ -1,5 +1,5 @@
-"""Hyperparameter search: which values to try (strategy.py, pure), their child folders, and who trains them when.
+"""Hyperparameter search: which values to try (strategy.py, pure), their child folders, and where and when they run.
 
-May import include, utils, params, folder, report and engine. What its workers run is named to them ("train:main").
+May import include, utils, params, folder, report and engine. Its workers get the name of what they run ("train:main").
 engines/ runs the children: on this machine, on Slurm, on Ray. Start reading at scheduler.py.
 """

@@ -1,4 +1,4 @@
-"""The child folders of a search: writing them, finding them again by name or by content, reading how far they are."""
+"""The child folders of a search: writing them, finding them again by name or by content, reading their progress."""
 
 import json
 import math
@@ -52,7 +52,7 @@ class Child:
 
 
 class Children:
-    """The children of one parent folder. `threads`: what each of them states, unless the parent does."""
+    """The children of one parent folder. `threads`: what is written into each of them, unless the parent sets it."""
 
     def __init__(self, parent: Path, params: Params, overrides: dict[str, object], threads: int):
         self.parent = parent
@@ -69,7 +69,7 @@ class Children:
     def add(self, trials: Sequence[Trial]) -> list[Child]:
         """A child for each trial, in their order: found by its name, else by its content, else written."""
         known = {identity(read_params(child.folder.path)): child for child in self.by_name.values()}
-        # all parameters are checked before any child is written
+        # check all parameters before any child is written
         named = [(trial, name, self._values(trial, name)) for trial, name in zip(trials, names_of(trials), strict=True)]
         children = []
         changed = []
@@ -79,7 +79,7 @@ class Children:
                 changed.append(child.name)
             child = child or self._write(name, values, trial)
             child.progress.number = trial.number
-            # the order of the search takes the place of the order of names
+            # from the order of names to the order of the search
             self.by_name[child.name] = self.by_name.pop(child.name)
             children.append(child)
         if changed:
@@ -88,7 +88,7 @@ class Children:
         return children
 
     def drop_others(self) -> None:
-        """Forget the children that an earlier space asked for; those that somebody added by hand stay."""
+        """Forget the children of an earlier space; those that were added by hand stay."""
         for child in [child for child in self.by_name.values() if child.progress.number < 0]:
             if (child.folder.path / TRIAL).exists():
                 if child.state not in ("done", "pruned"):
@@ -137,7 +137,7 @@ class Children:
         if trial.fold:
             values["fold"] = list(trial.fold)
         values = localise(params_module.move_paths(values, ".."), f"../{CODE}/experiment/")
-        params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")  # are they possible?
+        params_module.from_written(values, self.parent / name, f"{self.parent / PARAMS}, {name}")  # UserError
         return values
 
     def _is_up_to_date(self, child: Child, values: Values) -> bool:
@@ -198,7 +198,7 @@ def score(row: dict[str, object], column: str, sign: int) -> float:
 
 
 def identity(values: Values) -> str:
-    """What two children have in common that are the same: all that is written except the number of threads."""
+    """A key that is equal for children with the same parameters, whatever their number of threads."""
     return json.dumps({key: value for key, value in values.items() if key != "threads"}, sort_keys=True)
 
 

@@ -14,7 +14,7 @@ from search.scheduler import SEARCH, Scheduler
 from search.validation import check_search
 from utils import UserError
 
-Assignment = dict[str, object]  # which image validates in which fold
+Assignment = dict[str, object]  # the fold in which each image validates
 
 
 def open_search(

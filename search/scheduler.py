@@ -1,7 +1,7 @@
 """Trains the children of a search: starts them on an engine and reads from their folders how they ended.
 
-The child folders are all that is known: a search that was killed at any instant and is started again looks at them
-and goes on. Its own file, record/search.json, holds the time spent and what was given on the command line.
+The child folders hold all of its state: a search that was killed at any instant and is started again reads them
+and continues. Its own file, record/search.json, holds the time spent and what was given on the command line.
 """
 
 import math
@@ -25,7 +25,7 @@ from search.strategy import is_below_median
 from utils import write_json
 
 SEARCH = "record/search.json"
-RETRIES = 3  # of a child that ended without having saved anything new
+RETRIES = 3  # number of times in a row that a child may end without having saved anything new
 SAVED = (0, 129, 130, 138, 143)  # exit codes of a child that can go on: paused, or asked to end
 HEARTBEAT = 5  # seconds between two writes of search.json
 BUSY_DELAY = 2  # seconds until a child that another process trained is looked at again
@@ -112,7 +112,7 @@ class Scheduler:
             # stop those that fall behind
             self._stop_hopeless(engine)
             self.write_record("running")
-        # nobody is promoted any more
+        # no child is promoted any more
         if not self.is_ending:
             yield from self._prune_paused()
 
@@ -171,7 +171,7 @@ class Scheduler:
     # --- how a child ended ---
 
     def _conclude(self, active: ActiveChild, end: TaskEnd) -> SearchEvent:
-        """What the end of a child's process means, read from its folder."""
+        """Interpret the end of a child's process, by reading its folder."""
         child = active.child
         self.children.look(child)
         num_epochs = len(child.progress.scores)

@@ -47,7 +47,7 @@ class Selection:
         self.children = children
 
     def write_children(self) -> None:
-        """Write the children that the space asks for and that are not there; for TPE, those that it came to so far."""
+        """Write the missing children of the space; for TPE, those of the points that it has suggested so far."""
         self.children.add(self._trials(self._points()))
         self.children.drop_others()
 
@@ -62,7 +62,7 @@ class Selection:
         return shuffled(points, self.params.seed) if self.search.pruner in RUNG_PRUNERS else points
 
     def _recorded_points(self) -> list[Point]:
-        """The points of the children that are there, in the order in which TPE suggested them."""
+        """The points of the existing children, in the order in which TPE suggested them."""
         kinds = {"number": int, "values": dict}
         records = [child.folder.record(TRIAL, **kinds) for child in self.children.by_name.values()]
         points = {record["number"]: record["values"] for record in records if record}

@@ -19,7 +19,7 @@ from utils import UserError, key64
 
 DIGITS = 4  # significant digits of a sampled number: as many as the folder's name shows
 MAX_NAME = 120  # characters of a folder's name
-MAX_REPEATS = 1000  # random points in a row that were drawn before: then the space counts as exhausted
+MAX_REPEATS = 1000  # after this number of repeated random points in a row the space counts as exhausted
 
 
 class Range(TypedDict):
@@ -121,7 +121,7 @@ def draw(dimension: Dimension, rng: random.Random) -> object:
     if isinstance(values, list):
         return values[int(share * len(values))]
     low, high = values["min"], values["max"]
-    if values.get("int"):  # the first and the last number get as much room as the others
+    if values.get("int"):  # the first and the last number are as likely as the others
         low, high = low - 0.5, high + 0.5
     value = low * (high / low) ** share if values.get("log") else low + (high - low) * share
     return rounded(value, values)
@@ -222,7 +222,7 @@ def trials_of(points: Iterable[Point], seeds: Sequence[int], num_folds: int | No
     return [Trial(number, point, seed, fold) for seed, fold in replicates for number, point in numbered]
 
 
-# --- what next --------------------------------------------------------------------------------------
+# --- the pruners ------------------------------------------------------------------------------------
 
 
 @dataclass

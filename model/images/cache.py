@@ -28,7 +28,7 @@ from model.images.index import Index
 from model.images.reading import DIGEST_SIZE, DecodingPass, keep_in_file, read_all
 from utils import UserError, cache_home, key64, read_json, write_atomic
 
-FORMAT = 3  # a change of it makes all caches stale
+FORMAT = 3  # changing it makes all caches stale
 MAX_AUTO_BYTES = 8 << 30
 JPEG_QUALITY = 90
 PATIENCE = 60  # seconds that another process may make no progress with the same cache
@@ -51,7 +51,7 @@ class Jpegs:
 
 @dataclass
 class Decoded:
-    """What a pass over the files gave, now or earlier."""
+    """The result of a pass over the files, now or earlier."""
 
     images: np.ndarray | None  # (N, S, S, 3) uint8, zeros where a file is bad; None when they are not kept decoded
     digests: np.ndarray  # (N, 16) uint8; zeros where a file cannot be read
@@ -63,7 +63,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class CacheFiles:
-    """The names of the files of one cache, and the state of the dataset's files that it is of."""
+    """The file names of one cache, and the state of the dataset's files that it was built from."""
 
     folder: Path
     stem: str
@@ -276,7 +276,7 @@ def _read_jpegs(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, 
 
 
 def _commit(decoded: Decoded, files: CacheFiles, folder: Path) -> None:
-    """Make the files in `folder` the cache, and remove those of earlier states; whoever reads these can go on."""
+    """Make the files in `folder` the cache, and remove those of earlier states; processes that read these can go on."""
     # Write everything, durably, under its own name.
     (folder / ".digests").write_bytes(decoded.digests.tobytes())
     kinds = sorted(entry.name for entry in folder.iterdir())
@@ -296,9 +296,9 @@ def _commit(decoded: Decoded, files: CacheFiles, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(files: CacheFiles, is_needed: bool) -> Iterator[Callable[[], None]]:
-    """No other process builds this cache meanwhile; what a killed process left of it is removed.
+    """Keep other processes from building this cache meanwhile; remove what a killed process left of it.
 
-    Gives a function to call now and then: it shows the processes that wait that this one makes progress.
+    Yields a function to call now and then: it shows waiting processes that this one makes progress.
     """
     descriptor = None
     try:

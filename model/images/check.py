@@ -56,7 +56,7 @@ class CheckReport(TypedDict):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file turned out to hold."""
+    """The content of a file."""
 
     format: str
     width: int

@@ -54,7 +54,7 @@ class Fetcher:
         return f"decoded images on {source.form}"
 
     def _may_reside(self, source: Source, params: Params) -> bool:
-        """Whether all base images are to lie on the device; never when they are augmented one by one."""
+        """True if all base images are kept on the device; never when they are augmented one by one."""
         if source.images is None or self.augments_each:
             return False
         if params.cache == "device":

@@ -18,7 +18,7 @@ def to_nfc(name: str) -> str:
 
 
 class Paths(Sequence[str]):
-    """File names as one string of bytes and the place of each in it: 10 bytes per name beside its own.
+    """File names as one string of bytes and the offset of each: 10 bytes per name besides its own bytes.
 
     Looks like a list of str. A slice, or an array of positions, gives Paths that share the names. A list of
     100 million str would take some 9 GB, and forked workers would copy it by merely reading it (reference counts).

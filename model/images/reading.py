@@ -55,7 +55,7 @@ class DecodingPass:
 
 
 class Part(NamedTuple):
-    """What a part of the pass gave."""
+    """The result of a part of the pass."""
 
     digests: bytes
     bad: dict[int, str]  # position -> what is wrong with the file

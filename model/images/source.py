@@ -81,7 +81,7 @@ class JoinedJpegs:
 
 
 def ignore_position(position: int) -> None:
-    """What `Source.read` calls when nobody wants to know which file is being decoded."""
+    """The default `begin` of `Source.read`: does nothing."""
 
 
 @dataclass
@@ -181,7 +181,7 @@ def subset(source: Source, mask: np.ndarray, split: str) -> Source:
 
 def join(first: Source, second: Source) -> Source:
     """The files of both as one Source called train, in the order in which the folders list them."""
-    is_same_folder = first.digests is second.digests  # one was split off the other
+    is_same_folder = first.digests is second.digests  # one was cut off the other
     digests, images, jpegs = first.digests, first.images, first.jpegs
     num_first = 0
     if not is_same_folder:

@@ -38,7 +38,7 @@ def build_torchvision(spec: NetSpec) -> nn.Module:
     builder = models.get_model_builder(spec.arch)
     cls = typing.get_type_hints(builder)["return"]
     _check_arguments(cls, builder, spec.arch_args)
-    # What some classes want besides.
+    # Additional arguments of some classes.
     given: dict[str, object] = {}
     if cls is models.VisionTransformer:
         given["image_size"] = _tied_size(spec)

@@ -96,7 +96,7 @@ def center_crop_batch(images: Tensor, arguments: Arguments, draw: Draw) -> Tenso
 
 
 def flip_batch(images: Tensor, arguments: Arguments, draw: Draw) -> Tensor:
-    """Mirror a share `p` of the images, left to right."""
+    """Flip a fraction `p` of the images left to right."""
     chosen = torch.from_numpy(np.flatnonzero(draw("flip") < arguments["p"])).to(images.device)
     mirror = torch.arange(images.shape[2] - 1, -1, -1, device=images.device)
     return images.index_copy(0, chosen, images.index_select(0, chosen).index_select(2, mirror))

@@ -1,4 +1,4 @@
-"""Pad, crop, flip and cut out as one gather: to the bit what these transforms do one after another.
+"""Pad, crop, flip and cut out as one gather: bit-identical to these transforms one after another.
 
 A window is where the pixels of an augmented image come from: rows and columns of its base image, reflected at the
 border, perhaps mirrored. Windows follow from the draws before any pixel moves, so images are read once, from where

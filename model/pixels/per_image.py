@@ -1,4 +1,4 @@
-"""albumentations, one image at a time: every draw a function of the image's key, whatever was drawn before."""
+"""albumentations, one image at a time: every draw is a function of the image's key, independent of earlier draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the pixels of augmented images come from, as numbers: worked out from the draws before any pixel moves."""
+"""The source coordinates of augmented images: computed from the draws before any pixel moves."""
 
 from dataclasses import dataclass, field
 

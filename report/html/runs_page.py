@@ -94,7 +94,7 @@ def describe_search(folder: Path) -> dict[str, object] | None:
 
 
 def format_space(values: object) -> str:
-    """What one parameter of hyper_search may be, as people write it."""
+    """The values that one parameter of hyper_search may take, as readable text."""
     if isinstance(values, dict) and isinstance(values.get("choice"), list):
         values = values["choice"]
     if isinstance(values, list):
@@ -200,7 +200,7 @@ def collect_data(ranked: RankedRuns, rows: Sequence[Row], table: Table) -> dict[
 
 
 def curve_metrics(rows: Sequence[Row], metric: str) -> list[str]:
-    """The metrics that have curves, judged by the first 50 runs."""
+    """The metrics that have curves in any of the first 50 runs."""
     return history_metrics([epoch for row in rows[:50] for epoch in row.history], [metric])
 
 

@@ -31,7 +31,7 @@ class RankedRuns:
         return float(value) if isinstance(value, int | float) else math.nan
 
     def label(self, group: Sequence[Row]) -> str:
-        """What tells a setting from the others, for a legend."""
+        """The parameters that distinguish a setting, for a legend."""
         text = ", ".join(f"{key} {format_brief(group[0].params.get(key))}" for key in self.keys)
         if not text or len(text) > 90:
             text = group[0].name if len(group) == 1 or text else ""
@@ -40,7 +40,7 @@ class RankedRuns:
 
 
 def name_replicates(rows: Sequence[Row]) -> str:
-    """What the runs of a setting differ in: "seeds", "folds" or "seeds and folds"."""
+    """How the runs of a setting differ: "seeds", "folds" or "seeds and folds"."""
     keys = differing_keys(rows)
     return " and ".join(f"{key}s" for key in REPLICATE_KEYS if key in keys) or "runs"
 

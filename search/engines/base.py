@@ -1,4 +1,4 @@
-"""What a search and its engines tell each other. Engines schedule; the folders remember."""
+"""The interface between a search and its engines. Engines only schedule; all state is in the folders."""
 
 import signal
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class TaskEnd:
 
     name: str
     code: int  # as Popen.returncode: negative when a signal ended it; a lost node is -9
-    message: str = ""  # what the engine knows of it and the folder does not
+    message: str = ""  # what the engine knows about it and the folder does not
 
 
 class SearchEngine(Protocol):

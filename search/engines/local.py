@@ -99,7 +99,7 @@ class LocalEngine:
     def _send(self, order: StartOrder | StopOrder) -> None:
         """Write an order to the pool, which begins with the first one."""
         if self.process is None:
-            environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # numpy's threads would not live through a fork
+            environ = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # numpy's threads would not survive a fork
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, env=environ, start_new_session=True)
             assert self.process.stdout
@@ -147,7 +147,7 @@ def visible_gpus() -> list[str]:
 def serve(target: Callable[[list[str]], int | None]) -> int:
     """Fork a process that calls `target(argv)` for each task that stdin names, until stdin ends.
 
-    The caller has imported everything that `target` needs, and has computed nothing: threads do not live through
+    The caller has imported everything that `target` needs, and has computed nothing: threads do not survive
     a fork.
     """
     die_with(os.getppid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The engines by name, with what is known of one before it is made."""
+"""The engines by name, and the properties of each that are needed before it is made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

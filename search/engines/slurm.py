@@ -63,7 +63,7 @@ class SlurmEngine:
             time.sleep(0.5)
 
     def _submit(self) -> None:
-        """Submit what waits as one array, but for what is in the queue from an earlier search."""
+        """Submit the waiting tasks as one array, except those that an earlier search has queued."""
         if not self.waiting:
             return
         known = self.queue.look()
@@ -79,7 +79,7 @@ class SlurmEngine:
                 self.running[name] = self.waiting.pop(name), job
 
     def _look(self) -> None:
-        """Note the tasks whose jobs have ended. While Slurm does not answer, nothing is concluded."""
+        """Note the tasks whose jobs have ended. While Slurm does not answer, no task counts as ended."""
         jobs = self.queue.look()
         if jobs is None:
             return

@@ -1,4 +1,4 @@
-"""Unpacking archives that somebody else made: nothing is written outside the target, and bombs are refused."""
+"""Unpack untrusted archives: nothing is written outside the target, and decompression bombs are refused."""
 
 import tarfile
 import zipfile

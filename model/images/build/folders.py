@@ -13,7 +13,7 @@ FLAT = re.compile(r"^(train|valid|validation|val|test)", re.IGNORECASE)  # begin
 
 
 def enter_lone_folder(path: Path) -> Path:
-    """The folder that holds the data: while there is nothing but one folder, and that is no split, enter it."""
+    """The folder that holds the data: descend while a folder holds only one other folder, which is not a split."""
     while True:
         entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
         folders = [entry for entry in entries if entry.is_dir()]
