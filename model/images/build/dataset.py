@@ -1,6 +1,6 @@
 """The whole build of a dataset folder.
 
-Everything is built in a folder beside the target and renamed at the end, so that a killed build leaves nothing incomplete.
+Everything is built in a folder beside the target and renamed at the end, so a killed build leaves no partial dataset.
 """
 
 import os
