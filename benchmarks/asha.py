@@ -1,14 +1,14 @@
 """What ASHA finds, and at what cost, against the whole grid: learning rate x weight decay, a small net on CIFAR-10.
 
     python benchmarks/asha.py --data_dir data/cifar10 --rounds 3
-    python benchmarks/asha.py --data_dir data/cifar10 --rounds 3 --work searches   # keeps them; goes on with them
+    python benchmarks/asha.py --data_dir data/cifar10 --rounds 3 --work searches   # keep and reuse them
 
 Each round is a seed: the grid of 25 children to the end, then ASHA over the same 25: an epoch for all, the whole run
-for the best sixth. A child is a function of its parameters, so that ASHA's best is one of the grid's values; what it
-misses, and the share of the grid's optimizer steps that it took, are printed. Nothing here is timed.
+for the best sixth. A child is a function of its parameters, so ASHA's best is one of the grid's values. Printed are
+its distance from the grid's best and its share of the grid's optimizer steps. Nothing is timed.
 
-The learning rate is constant and the evaluated weights are a moving average, so that the first epoch says something
-of the last. Under one_cycle it is warm-up.
+The learning rate is constant and the evaluated weights are a moving average, so that the first epoch predicts something
+of the last. Under one_cycle the first epoch is warm-up.
 """
 
 import csv

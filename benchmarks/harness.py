@@ -1,7 +1,7 @@
 """What every benchmark needs: programs in turn, medians, the machine in a line, a table, all raw numbers as JSON.
 
-The compared programs alternate within one run, so that a slow minute of the machine hits all of them; a ratio
-is one of medians.
+The compared programs alternate within one run, so that a slow minute of the machine affects all of them; ratios
+are ratios of medians.
 """
 
 import argparse

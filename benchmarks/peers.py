@@ -5,11 +5,11 @@
 
 The programs are in benchmarks/peers/, one file each, with the defaults of their library; all have the same net, batch
 size, crop, mirror, normalisation, SGD and constant rate, and train for two epochs. `--env` names the folder of the
-virtual environment that they run in; it is made when it is not there, with torch of its own, which takes minutes.
+virtual environment that they run in; it is created when missing, with its own torch, which takes minutes.
 
 Every program is a new process in an empty folder, and the kit's decoded cache is empty too (the page cache is warm for
-all). "epoch 2" is from the end of the first epoch to the end of the second, each told by the program when it has
-trained, validated, logged and saved: so it holds one of everything. The peers' default is fp32 throughout.
+all). "epoch 2" is from the end of the first epoch to the end of the second, each reported by the program when it has
+trained, validated, logged and saved, so it covers everything once. The peers' default is fp32 throughout.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Images per second of data roads: from files to normalised, augmented float batches, ready for a net.
+"""Images per second of data pipelines: from files to normalised, augmented float batches, ready for a net.
 
     python benchmarks/pipeline.py --data_dir data/cifar10 --photos data/hymenoptera --rounds 3
     python benchmarks/pipeline.py --data_dir data/cifar10 --photos data/hymenoptera --rows all --images 20000
 
 Small images are padded by 4 px, cropped to 32 and mirrored, in batches of 500; photographs are cropped at random,
-resized to 224 px and mirrored, in batches of 64. Every road runs in a process of its own in each round, with the
+resized to 224 px and mirrored, in batches of 64. Every pipeline runs in its own process in each round, with the
 threads that its users would have: it makes whole epochs until --seconds are over (the first one counts too, as do
 starting its workers and ending them). "set-up" is what comes before the first epoch: listing files, and whatever the
 kit decodes. The page cache is warm for all.

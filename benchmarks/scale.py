@@ -3,8 +3,8 @@
     python benchmarks/scale.py --data_dir data/cifar10 --rounds 3
 
 The same experiment each time, its decoded cache made before. Images per second are those of history.json, the median
-of the epochs after the first; beside them what training came to: the order of the images is the same, the last bits
-are not.
+of the epochs after the first; beside them the result of the training: the order of the images is the same,
+the last bits differ.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/search.py --data_dir data/digits --rounds 3
 
-trivial: 24 trainings of a few steps, where nothing counts but what comes before and after them. Ray Tune calls the
+trivial: 24 trainings of a few steps, where only the overhead before and after them counts. Ray Tune calls the
 same train.py in its own processes (it needs `ray[tune]`; without it that column is left out).
 real: 12 trainings of a small net; two at a time with one thread each against one after another with two threads.
 """

@@ -1,8 +1,8 @@
-"""How long a table of thousands of result folders takes, some of them malformed: seconds, and that each is named.
+"""How long a table of thousands of result folders takes, some of them malformed: seconds, and whether each is named.
 
     python benchmarks/tables.py --folders 10000 100000 --json tables.json
 
-Folders with the files, and about the bytes, that train.py leaves are made in a temporary folder: configurations
+Folders with the files that train.py leaves, of about the same size, are made in a temporary folder: configurations
 with five seeds each. One in twenty is damaged, in ten ways that take turns, and a link in the tree leads back to
 its top. Timed is the whole process `synthesize_results.py --parent_dir`; the file system's cache is warm.
 """

@@ -1,6 +1,6 @@
 """Observers that an experiment folder carries ("watch.py:Stamp") so that a benchmark can see train.py from inside.
 
-They change nothing of how it trains; times are of the clock that all processes of a machine share.
+They do not change the training; times are from the clock that all processes of a machine share.
 """
 
 import json

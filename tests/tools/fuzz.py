@@ -1,4 +1,4 @@
-"""Mutated inputs by the thousand: every one gives a value or one line, never a traceback, a crash or a hang.
+"""Try thousands of mutated inputs: each must give a value or a one-line error, never a traceback, crash or hang.
 
     python tests/tools/fuzz.py --num 100000 --seed 0
 

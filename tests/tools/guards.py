@@ -1,6 +1,6 @@
 """Guards: lines of the kit that prevent a fault, each with the test that fails once the line is gone.
 
-python tests/tools/guards.py            # takes each guard away in a copy of the kit and runs its test
+python tests/tools/guards.py            # removes each guard in a copy of the kit and runs its test
 python tests/tools/guards.py lock       # only guards whose name contains "lock"
 """
 
