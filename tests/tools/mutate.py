@@ -43,8 +43,8 @@ from kit import ROOMS, ROOT, copy_repository
 
 # Everything that a result or a table depends on.
 MUTATED = ["include.py", "utils.py", "params/**/*.py", "model/**/*.py", "folder/history.py", "folder/manifest.py"]
-MUTATED += ["engine/**/*.py", "report/*.py", "search/strategy*"]
-LEFT_OUT = ["model/images/build*", "model/images/check*", "engine/observers*", "report/plots*"]
+MUTATED += ["engine/**/*.py", "report/*.py", "report/plots/ranking.py", "search/strategy*"]
+LEFT_OUT = ["model/images/build/*.py", "model/images/check*", "engine/observers*", "engine/submit*"]
 LEFT_OUT += ["report/figures*", "report/watch*", "report/tree*", "report/write_results*"]
 LEFT_OUT += ["report/image_sheets*", "report/json_files*"]
 
@@ -344,6 +344,7 @@ class Recorder:
 
     def __init__(self, path: Path):
         self.path, self.reach, self.lines = str(path), Reach(), set()
+        self.failed: set[str] = set()
 
     def trace(self, frame: FrameType, event: str, arg: object):
         if frame.f_code.co_filename != self.path:
@@ -360,13 +361,19 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.outcome == "passed":
             self.reach.seconds[report.nodeid] = self.reach.seconds.get(report.nodeid, 0) + report.duration
+        if report.outcome == "failed":
+            self.failed.add(report.nodeid)  # without any mutant: it can kill none
         if report.when == "teardown":
             sys.settrace(None)
-            self.reach.lines[report.nodeid] = sorted(self.lines)
+            if report.nodeid in self.failed:
+                self.reach.seconds.pop(report.nodeid, None)
+            elif report.nodeid in self.reach.seconds:
+                self.reach.lines[report.nodeid] = sorted(self.lines)
 
 
 def run_tests(copy: Path, tests: list[str], output: Path, recorder: Recorder | None = None) -> int:
     """In the child: pytest's exit code for these tests of a copy of the repository."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(stream, number)
