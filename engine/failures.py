@@ -21,7 +21,8 @@ def explain(error: BaseException, run: Run) -> BaseException:
         return UserError(f"another process of this run ended ({reason}); the same command continues", EXIT_SYSTEM)
     if is_out_of_memory(error):
         size, accumulate = run.params.batch_size, run.params.accumulate
-        ways = f"try --accumulate={2 * accumulate} (the same step in smaller parts), or a smaller batch_size"
+        more = min(2 * accumulate, size)
+        ways = f"try --accumulate={more} --accept params (the same step in smaller parts), or a smaller batch_size"
         return UserError(f"out of memory with batch_size {size}, accumulate {accumulate}: {ways}", EXIT_SYSTEM)
     return error
 

@@ -14,7 +14,7 @@ from folder.locate import find_data, find_weights
 from folder.manifest import read_manifest
 from folder.provenance import changed_files, run_frozen, same
 from include import CHECKPOINTS, EXIT_DAMAGED, EXIT_NONFINITE, META, PARAMS
-from params import Params
+from params import DEFAULTS, Params
 from utils import JsonObject, UserError, command
 
 if TYPE_CHECKING:  # it imports torch
@@ -228,7 +228,8 @@ def decide_length(plan: Plan, first: float, manifest: JsonObject) -> tuple[Plan,
         return replace(plan, num_epochs=reached), []
     if done and asked > reached:
         return replace(plan, num_epochs=asked), []
-    num_epochs = asked if "params" in plan.accepted else reached
+    # A run that is done cannot become shorter, whatever is accepted.
+    num_epochs = asked if "params" in plan.accepted and not done else reached
     return replace(plan, num_epochs=num_epochs), [f"num_epochs {reached:g} -> {asked:g}"]
 
 
@@ -292,11 +293,15 @@ def load_params(folder: Folder, base: str | None, overrides: JsonObject) -> tupl
 
 
 def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> list[str]:
-    """ "key old -> new" for every parameter that decides the result and is not what ran."""
+    """ "key old -> new" for every parameter that decides the result and is not what ran.
+
+    A key that the run's version of the kit did not know had its default.
+    """
     automatic = pinned.get("automatic", {})
+    defaults = DEFAULTS.resolved()
     changes = []
     for key, value in new.resolved().items():
-        old = resolved.get(key)
+        old = resolved.get(key, defaults[key])
         if key in EXECUTION_KEYS | NOT_COMPARED or same(old, value):
             continue
         if key in automatic and same(automatic[key], value):

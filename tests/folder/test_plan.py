@@ -114,6 +114,12 @@ def test_changed_parameters_are_those_that_decide_the_result(plan):
     assert changed_params(plan.params.replace(im_sz=32), ran, automatic) == ["im_sz 16 -> 32"]
 
 
+def test_a_key_that_an_earlier_version_did_not_know_had_its_default(plan):
+    resolved = {key: value for key, value in plan.params.resolved().items() if key != "tta"}
+    assert changed_params(plan.params, resolved, {}) == []
+    assert changed_params(plan.params.replace(tta="flip"), resolved, {}) == ["tta 'none' -> 'flip'"]
+
+
 def test_flags_that_a_suggestion_adds_are_dropped():
     words = ["x", "--restart", "--accept", "params", "--accept=data", "--resume", "--ema=0.9"]
     assert drop_flags(words) == ["x", "--ema=0.9"]
@@ -138,7 +144,12 @@ def make_run(size=1) -> Any:
         (NonFiniteLoss("nan", 0, 1), 1, EXIT_NONFINITE, "nan. Its batch: 0.png, 1.png, 2.png and 2 more, listed in"),
         (NonFiniteLoss("nan"), 1, EXIT_NONFINITE, "nan"),
         (OSError(28, "No space left on device", "file"), 1, EXIT_SYSTEM, "file: No space left on device"),
-        (MemoryError(), 1, EXIT_SYSTEM, "out of memory with batch_size 64, accumulate 2: try --accumulate=4"),
+        (
+            MemoryError(),
+            1,
+            EXIT_SYSTEM,
+            "out of memory with batch_size 64, accumulate 2: try --accumulate=4 --accept params",
+        ),
         (RuntimeError("gloo: closed"), 2, EXIT_SYSTEM, "another process of this run ended (gloo: closed); the same"),
     ],
     ids=["batch", "no batch", "disk", "memory", "rank"],

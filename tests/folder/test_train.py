@@ -109,6 +109,16 @@ def test_done_with_other_parameters_is_refused_with_both_ways_out(train, tmp_pat
     assert train(folder, "--num_workers=1")[0] == 0, "execution keys change freely"
 
 
+def test_a_run_that_is_done_cannot_become_shorter(train, tmp_path):
+    folder = experiment(tmp_path / "x")
+    train(folder)
+    before = tree(folder)
+    code, printed = train(folder, "--num_epochs=1", "--accept", "params")
+    assert code == 2
+    assert "num_epochs 2 -> 1" in printed
+    assert tree(folder) == before
+
+
 def test_extend_continues_and_is_idempotent(train, tmp_path):
     folder = experiment(tmp_path / "x")
     train(folder)
