@@ -74,6 +74,22 @@ def test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues(data,
     assert history(folder) == history(whole)
 
 
+def test_a_signal_to_one_rank_saves_the_run_of_all(data, whole, tmp_path):
+    """The ranks agree: all stop after the same step, and the state holds what each of them had."""
+    folder = experiment(tmp_path / "e", **VALUES)
+    process = subprocess.Popen(torchrun(data, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(folder / "history.json", process)
+    os.kill(pid_of_rank(1, folder), signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    status = json.loads((folder / "record/status.json").read_text())
+    assert status["state"] == "interrupted", printed[-3000:]
+    assert "SIGTERM: saved at step" in status["message"]
+    assert "another process of this run ended" not in printed, printed[-3000:]
+    run(torchrun(data, folder))
+    assert weights(folder) == weights(whole)
+    assert history(folder) == history(whole)
+
+
 def test_torchrun_starts_it_again_by_itself(data, whole, tmp_path):
     folder = experiment(tmp_path / "e", **VALUES)
     command = torchrun(data, folder, "--max-restarts", "2")

@@ -106,7 +106,7 @@ GUARDS = [
           f"{P}::test_what_may_not_be_written_is_said_before_anything_is_loaded"),
     Guard("closed streams are opened", "utils.py", "    _open_streams()\n    sys.exit", "    sys.exit", f"{P}::test_a_closed_console_stops_nothing"),
     Guard("ranks agree", "engine/control.py", "self.answer = self.world.agree(wish)",
-          "self.answer = wish", f"{D}::test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues"),
+          "self.answer = wish", f"{D}::test_a_signal_to_one_rank_saves_the_run_of_all"),
     Guard("a lost rank is said", "engine/failures.py", "if run.world.is_lost(error):", "if False:",
           f"{D}::test_when_a_rank_dies_the_others_say_so_and_the_same_command_continues"),
     Guard("a damaged best state is not fatal", "engine/use/repair.py", "    except UserError as damaged:\n        if entry", "    except ZeroDivisionError as damaged:\n        if entry",
