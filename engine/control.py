@@ -14,7 +14,8 @@ from utils import UserError
 if TYPE_CHECKING:  # imported when a bar is shown: on a terminal alone
     from tqdm import tqdm
 
-# What a process asks for: the larger, the more urgent. The largest request of all processes wins.
+# Why the loop should pause, by rising urgency: not at all, to redraw the bar, to save, or to save and exit because of a
+# signal (100 plus its number). All ranks act on the highest value of any rank.
 NOTHING, SHOW, SAVE = 0, 1, 2
 SIGNALLED = 100  # plus the number of the signal
 SHOW_SECONDS = 0.5  # between two drawings of the progress bar

@@ -83,9 +83,10 @@ class World:
         return tensor
 
     def agree(self, number: int) -> int:
-        """The largest number that any rank gave at the call before this one; 0 at first. Each rank gets the same.
+        """The maximum over all ranks of what they passed in the previous call; 0 in the first call.
 
-        The numbers of this call travel while the ranks compute: neither a process nor a GPU waits for them here.
+        So a signal takes effect one step later: the numbers of this call travel while the ranks compute, and neither a
+        process nor a GPU waits for them here. With one process, this call's number is returned at once.
         """
         if self.size == 1:
             return number

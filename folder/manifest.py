@@ -1,4 +1,7 @@
-"""The manifest of the checkpoints: the commit record of a run. Read here without torch, written by the engine."""
+"""checkpoints/manifest.json lists the state files to resume from: a state counts as saved once it is named there.
+
+It is read here, without torch, and written by engine/checkpoint.py.
+"""
 
 import hashlib
 import json

@@ -17,8 +17,9 @@ from folder.folder import Folder, now
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
 from utils import Json, JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
 
-# Whether a result depends on a file is decided by the longest of these paths that contains it; by default, no.
-# So a new file in model/ or engine/ counts until it is listed here. The experiment's own files always count.
+# Files whose change refuses a resume. The most specific entry for a file decides: the file itself, else the nearest
+# folder above it that is listed. A file under no entry does not count.
+# So a new file in model/ or engine/ counts until it is listed. The experiment's own files always count.
 RESULT_CODE = {
     "train.py": True,
     "include.py": True,

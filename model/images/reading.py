@@ -37,9 +37,9 @@ MAX_PROCESSES = 32
 class DecodingPass:
     """What happens to each file of `index` besides computing its digest.
 
-    `keep(first, images (B, S, S, 3))` is called in the process that made the base images: it stores them in a file or
-    memory that the processes share. `encode(image)` is called there too; `take` gets what it returns, in the order of
-    the files, in the process that started the pass. `tick` is called there after each part, to show that it goes on.
+    In the process that decoded the images: `keep(first, images (B, S, S, 3))` stores them in a file or memory that the
+    processes share, and `encode(image)` makes bytes of one. In the process that started the pass: `take` gets these
+    bytes, in the order of the files, and `tick` is called after each part, to show that the pass is alive.
     """
 
     index: Index

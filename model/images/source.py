@@ -86,7 +86,10 @@ def ignore_position(position: int) -> None:
 
 @dataclass
 class Source:
-    """One split. `digests`, `images` and `jpegs` may hold more files than the split: it has the rows `cache_rows`."""
+    """One split. Image i of it is row `cache_rows[i]` of `digests`, `images` and `jpegs`.
+
+    These may cover more files than the split, for example all of train before valid was split off.
+    """
 
     index: Index
     digests: np.ndarray  # (M, 16) uint8
