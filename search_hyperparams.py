@@ -105,7 +105,7 @@ def train_children(search: Scheduler, fail_fast: bool, as_json: bool) -> None:
             print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
         state = "done"
     except SystemExit:
-        print("saving: the same command goes on", file=sys.stderr)
+        print("saving: the same command continues", file=sys.stderr)
         raise
     finally:
         # children that are still training save and exit

@@ -95,10 +95,10 @@ def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
         return []
     shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
     if what in plan.accepted:
-        return [f"going on with changed {what}, as accepted: {shown}"]
-    frozen = "--code folder runs the frozen copy; " if what == "code" else ""
+        return [f"continuing with changed {what}, as accepted: {shown}"]
+    frozen = "--code folder runs the frozen copy. " if what == "code" else ""
     raise UserError(
-        f"{plan.folder.path}: the {what} changed since this run began: {shown}. {frozen}to go on with the change: "
+        f"{plan.folder.path}: the {what} changed since this run began: {shown}. {frozen}To continue with the change: "
         f"{command(*plan.command, '--accept', what)}   or start over (the old attempt is kept): "
         f"{command(*plan.command, '--restart')}"
     )
@@ -275,7 +275,7 @@ def load_params(folder: Folder, base: str | None, overrides: JsonObject) -> tupl
     if not base:
         if not path.exists():
             raise UserError(
-                f"{path}: no such file. An experiment is a folder with a params.json ({{}} will do); "
+                f"{path}: no such file. An experiment is a folder with a params.json ({{}} is enough); "
                 f"or start from another one: --base OTHER_FOLDER"
             )
         return params_module.load(folder.path, overrides), None

@@ -215,7 +215,7 @@ class Folder:
         while not place.exists():
             place = place.parent
         if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"{place}: may not be written by this user", EXIT_SYSTEM)
+            raise UserError(f"{place}: this user may not write here", EXIT_SYSTEM)
 
     def move_aside(self) -> Path | None:
         """Move an earlier attempt to attempts/N; what the user wrote stays. None when there is nothing to move."""

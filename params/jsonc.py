@@ -29,7 +29,7 @@ def read_object(path: Path) -> JsonObject:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f'{path}: {shorten(values)} given; possible: an object, {{"key": value, ...}}; {{}} will do')
+        raise UserError(f'{path}: {shorten(values)} given; possible: an object, {{"key": value, ...}}; {{}} is enough')
     return values
 
 
@@ -91,7 +91,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number; a finite one is wanted")
+    raise ValueError(f"{name} is not a JSON number; a finite number is expected")
 
 
 def _finite(text: str) -> float:

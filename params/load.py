@@ -99,7 +99,7 @@ def _find(path: Path) -> Path:
             return file
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    raise UserError(f"{file}: no such file. An experiment is a folder with a {PARAMS} in it; {{}} will do")
+    raise UserError(f"{file}: no such file. An experiment is a folder with a {PARAMS} in it; {{}} is enough")
 
 
 def _all_layers(file: Path, overrides: JsonObject | None) -> list[Layer]:

@@ -121,7 +121,7 @@ def key_path(name: str, source: str) -> list[str]:
     if not rest:
         return [top]
     if top not in (*SECTIONS, *FREE):
-        raise UserError(f"{source}: unknown key {shorten(name)}; {top} has no parts")
+        raise UserError(f"{source}: unknown key {shorten(name)}; {top} is not a section and has no keys of its own")
     if top in SECTIONS:
         is_too_deep = len(rest) > 1 and f"{top}.{rest[0]}" not in FREE
         if rest[0] not in SECTIONS[top].model_fields or is_too_deep:

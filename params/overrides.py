@@ -32,7 +32,9 @@ def parse_overrides(argv: list[str]) -> JsonObject:
         try:
             _put(values, path, decode_word(text))
         except ValueError as error:
-            raise UserError(f"command line: {shorten(flag)[1:-1]}: {shorten(text)} is no JSON value: {error}") from None
+            raise UserError(
+                f"command line: {shorten(flag)[1:-1]}: {shorten(text)} is not a JSON value: {error}"
+            ) from None
     return values
 
 

@@ -61,5 +61,5 @@ def freeze_code(search: Scheduler, accept: bool) -> list[str]:
     if accept:
         snapshot(folder, resolved)
         search.arguments += ["--accept", "code"]
-        return [f"going on with changed code, as accepted: {names}"]
-    return [f"the search goes on with the code it began with ({names} changed since); --accept code takes the new"]
+        return [f"continuing with changed code, as accepted: {names}"]
+    return [f"the search continues with the code it began with ({names} changed since); --accept code takes the new"]

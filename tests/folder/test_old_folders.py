@@ -123,7 +123,7 @@ def test_a_search_is_finished_by_its_own_code(old, data):
         subprocess.run([*train, "--accept", "machine"], check=True, timeout=240)
         done = shell("search_hyperparams", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the search goes on with the code it began with" in done.stdout + done.stderr
+    assert "the search continues with the code it began with" in done.stdout + done.stderr
     for child in CHILDREN:
         assert_done(folder / child, 30)
         assert read(folder / child / "record/meta.json")["kit"] == "0.1.0"

@@ -79,8 +79,8 @@ def test_another_machine_or_other_data_are_refused_until_accepted(folder, plan):
     accepting = decide(folder, parse("--data_dir", "data", "--accept", "machine", "--accept", "data"))
     second = pin(accepting.__class__(**vars(accepting) | {"pinned": first.pinned}), "b", machine=MACHINE | {"cpu": "x"})
     assert second.remarks == (
-        "going on with changed data, as accepted: the train images or labels",
-        "going on with changed machine, as accepted: cpu avx2 -> x",
+        "continuing with changed data, as accepted: the train images or labels",
+        "continuing with changed machine, as accepted: cpu avx2 -> x",
         "not bitwise: on this machine the result may differ in the last bits",
     )
 

@@ -53,7 +53,7 @@ def test_run_paused_looked_at_and_continued(kit):
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C goes to everything in the terminal
     printed, _ = process.communicate(timeout=100)
     assert process.returncode == 130, printed
-    assert "the same command goes on" in printed, printed
+    assert "the same command continues" in printed, printed
     assert (kit / "data/digits/train").is_dir(), "digits are built when they are missing"
     assert "running" not in states(parent).values()
     before = json.loads((parent / "learning_rate_0.01/history.json").read_text())

@@ -406,7 +406,7 @@ def test_a_local_ray_is_closed_to_the_world_and_ends_with_its_search(data, tmp_p
     search.terminate()
     printed = search.communicate(timeout=60)[0]
     assert search.returncode == 143, printed
-    assert "saving: the same command goes on" in printed, printed
+    assert "saving: the same command continues" in printed, printed
     assert states(folder) == ["interrupted"] * 2
     until(lambda: not cluster.ray_processes() - before, seconds=20)
     search = start(data, folder, dict(os.environ))

@@ -170,7 +170,7 @@ def test_the_code_of_the_beginning_is_what_runs(data, tmp_path):
     (folder / "params.json").write_text(json.dumps(values))
     code, printed = again()
     assert code == 0
-    assert "goes on with the code it began with (engine/loop.py, own.py changed since)" in printed
+    assert "continues with the code it began with (engine/loop.py, own.py changed since)" in printed
     sizes = {len(weights(path)) for path in folder.glob("learning_rate_*")}
     assert len(sizes) == 1
     assert len(states(folder)) == 2
@@ -186,7 +186,7 @@ def test_two_searches_of_one_parent(data, tmp_path):
     first.send_signal(signal.SIGTERM)
     printed, _ = first.communicate(timeout=60)
     assert first.returncode == 143
-    assert "the same command goes on" in printed
+    assert "the same command continues" in printed
     assert "interrupted" in states(folder).values()
 
 

@@ -560,7 +560,7 @@ BAD_FLAGS: list[tuple[list[str], list[str]]] = [
     (["--patience=3"], ["patience belongs in early_stopping: early_stopping.patience"]),
     (["--early_stopping.patence=3"], ["did you mean 'patience'?"]),
     (["--early_stopping.patience.x=3"], ["unknown key"]),
-    (["--learning_rate.x=3"], ["learning_rate has no parts"]),
+    (["--learning_rate.x=3"], ["learning_rate is not a section and has no keys of its own"]),
     (["--arch_args.=3"], ["unknown key"]),
     (["--hyper_search.lr=[1]"], ["did you mean 'learning_rate'?"]),
     (["--learning_rate"], ["--learning_rate needs a value"]),
