@@ -96,7 +96,7 @@ def test_an_accepted_precision_is_no_change_of_the_machine(folder, plan):
 
 def test_a_refusal_lists_eight_changes_and_the_command(plan):
     assert refuse(plan, "params", []) == []
-    with pytest.raises(UserError, match="a; b; c; d; e; f; g; h; and 2 more. to go on") as refused:
+    with pytest.raises(UserError, match="a; b; c; d; e; f; g; h; and 2 more. To continue") as refused:
         refuse(plan, "params", list("abcdefghij"))
     assert "python train.py --data_dir data --accept params" in str(refused.value)
     with pytest.raises(UserError, match="--code folder runs the frozen copy"):

@@ -151,7 +151,7 @@ def test_files_that_are_no_parameters(text, word, data, tmp_path):
         (["--learnig_rate=1"], ["--learnig_rate", "'learning_rate'"]),
         (["--learning_rate"], ["needs a value"]),
         (["--learning_rate=x"], ["learning_rate", "number"]),
-        (["--lr_schedule=[[3"], ["no JSON value"]),
+        (["--lr_schedule=[[3"], ["not a JSON value"]),
         (["--early_stopping.patience.x=1"], ["early_stopping"]),
         (["--model.n_filtres=3"], ["n_filtres"]),
         (["--accept", "all"], ["--accept"]),
