@@ -26,7 +26,7 @@ from search.strategy import (
     suggest_point,
     trials_of,
 )
-from utils import UserError
+from utils import UserError, key64
 
 # --- the space ------------------------------------------------------------------------------------------------
 
@@ -115,6 +115,36 @@ def test_tpe_finds_the_better_region_and_depends_on_nothing_but_the_past():
     assert late < 0.5 * early
     outside = {"learning_rate": 5.0, "arch": "added by hand"}
     assert suggest_point(space, 0, [*past, (outside, 0.0)])["arch"] in ("a", "b")
+
+
+def test_tpe_counts_what_is_under_way_as_optuna_does_by_hand():
+    """Points that are being trained are given to optuna as running trials, with constant_liar: it avoids them."""
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rng = random.Random(3)
+    space: dict[str, object] = {"ps": {"min": 0.0, "max": 1.0}}
+    scored = [({"ps": round(rng.random(), 4)}, rng.random()) for _ in range(14)]
+    under_way = [({"ps": value}, None) for value in (0.31, 0.32, 0.33)]
+    past = [*scored, *under_way]
+    bounds = {"ps": optuna.distributions.FloatDistribution(0.0, 1.0)}
+
+    def by_hand(seed, liar, known):
+        key = key64(seed, "tpe", len(past)) % 2**32
+        sampler = optuna.samplers.TPESampler(seed=key, constant_liar=liar)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for point, score in known:
+            state = optuna.trial.TrialState.COMPLETE if score is not None else optuna.trial.TrialState.RUNNING
+            study.add_trial(optuna.trial.create_trial(params=point, distributions=bounds, value=score, state=state))
+        return float(f"{study.ask(bounds).params['ps']:.4g}")
+
+    asked = [suggest_point(space, seed, past)["ps"] for seed in range(12)]
+    assert asked == [by_hand(seed, True, past) for seed in range(12)]
+    assert asked != [by_hand(seed, False, past) for seed in range(12)], "what is under way makes a difference"
+
+
+def test_a_child_without_a_score_is_worse_than_any():
+    assert ChildProgress("a", 0).best(3) == -math.inf
+    assert ChildProgress("a", 0, scores=[0.1, 0.3, 0.9]).best(2) == 0.3
 
 
 class FixedShare(random.Random):
