@@ -118,3 +118,7 @@ def test_tests_of_a_line_are_those_that_reach_it_the_fastest_first(tmp_path, mon
     assert table.tests_for("x.py", 6, 6, at_import=False) == ["test_far.py::c", "test_near.py::b"]
     at_import = table.tests_for("x.py", 1, 1, at_import=True)
     assert at_import == ["test_near.py::b", "test_near.py::a", "test_far.py::c", "test_far.py::d"]
+    assert list(mutate.batches(at_import, table)) == [
+        ["test_near.py::b"],
+        ["test_near.py::a", "test_far.py::c", "test_far.py::d"],
+    ]
