@@ -115,7 +115,8 @@ def orient(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
-    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+    # A copy always: of an image that is one pixel wide, ascontiguousarray would keep the negative stride.
+    return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1].copy()
 
 
 def check_size(width: int, height: int, path: Path | str) -> None:
@@ -126,22 +127,40 @@ def check_size(width: int, height: int, path: Path | str) -> None:
 
 
 def _decode_pillow(data: bytes, path: Path | str) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(*image.size, path)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), path)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a {', '.join(FORMATS)} image") from None
+    except Exception as error:
+        raise _unusable(path, error) from None
+    with image:
+        return decode_opened(image, path)
+
+
+def decode_opened(image: "Image.Image", path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image; its file may not have been read yet. ImageError naming `path`."""
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_size(*image.size, path)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), path)
     except ImageError:
         raise
-    except Exception as error:  # decoders raise all kinds; whatever it is, this file cannot be used
-        reason = " ".join(str(error).split())[:120]
-        raise ImageError(f"{path}: {type(error).__name__}{': ' if reason else ''}{reason}") from None
+    except Exception as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path | str, error: Exception) -> ImageError:
+    """Decoders raise all kinds of errors; whatever it is, this file cannot be used."""
+    reason = " ".join(str(error).split())[:120]
+    return ImageError(f"{path}: {type(error).__name__}{': ' if reason else ''}{reason}")
 
 
 def _to_rgb(image: "Image.Image", path: Path | str) -> np.ndarray:

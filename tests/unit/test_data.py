@@ -21,7 +21,7 @@ from PIL import Image
 from model.images import cache, reading, source, subsets
 from model.images import index as indexing
 from model.images import paths as path_names
-from model.images.decode import ImageError, base_image, image_size, jpeg_orientation, read_image
+from model.images.decode import ImageError, base_image, image_size, jpeg_orientation, orient, read_image
 from model.images.index import describe_ignored, find_splits, index_split
 from model.images.order import EpochOrder, position_dtype
 from model.images.paths import Paths
@@ -269,6 +269,12 @@ def test_orientation_in_either_byte_order_and_never_a_crash():
         data = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
         assert jpeg_orientation(data) == 6
         assert all(jpeg_orientation(data[:end]) in (1, 6) for end in range(len(data)))
+
+
+def test_a_mirrored_image_of_one_pixel_keeps_no_negative_strides():
+    for orientation in range(1, 9):
+        for shape in ((1, 1, 3), (1, 5, 3), (5, 1, 3)):
+            base_image(orient(np.zeros(shape, np.uint8), orientation), 16, "crop")  # torch takes no negative strides
 
 
 def test_conversions(tmp_path):
