@@ -82,7 +82,8 @@ def make_index(num: int, num_classes: int) -> Index:
     for label in range(num_classes):
         before, folder = len(listing), f"train/{label:06d}/"
         for number in range(label * num // num_classes, (label + 1) * num // num_classes):
-            listing.add(f"{folder}{number:09d}.jpg", 110_000, 1_700_000_000_000_000_000 + number)
+            when = 1_700_000_000_000_000_000 + number
+            listing.add(f"{folder}{number:09d}.jpg", 110_000, when, when)
         counts.append(len(listing) - before)
     return listing.index(Path(), "train", [f"{label:06d}" for label in range(num_classes)], counts)
 

@@ -1,20 +1,15 @@
 """The cache: decoded base images of a split, so that no file is decoded twice, and the digests of the files.
 
 A cache belongs to a dataset's path, split, size and resize mode, and is stale when any name, size or mtime differs.
-Its files are named after that state: `.npy`, one uint8 memory map (N, S, S, 3); or `.jpegs`, the images as JPEGs one
-after the other, and `.offsets`, where each begins; `.digests`, (N, 16). The manifest that makes them valid is written
-last, so that at any instant there is a whole cache or none.
+Where a change time differs, that file is hashed again; only another content makes the cache stale. Nothing in it is
+believed without its digest: small files are compared when the cache is opened, images before they are used.
 """
 
 import contextlib
-import errno
-import fcntl
-import json
 import mmap
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,58 +18,30 @@ from pathlib import Path
 import numpy as np
 
 from include import EXIT_SYSTEM
-from model.images.decode import ImageError, decode, read_bytes
+from model.images.cached import files as cache_files
+from model.images.cached import lock as cache_lock
+from model.images.cached.files import CacheFiles, Manifest, NotACache
+from model.images.cached.intact import DIGEST_BYTES, CheckedImages, CheckedJpegs, rows_per_block
+from model.images.cached.lock import lock_file, say
+from model.images.decode import ImageError, base_image, decode, read_bytes
 from model.images.index import Index
-from model.images.reading import DIGEST_SIZE, DecodingPass, keep_in_file, read_all
-from utils import UserError, cache_home, key64, read_json, write_atomic
+from model.images.reading import DIGEST_SIZE, DecodingPass, Reading, digest_of, keep_in_file, read_all
+from utils import UserError, cache_home
 
-FORMAT = 3  # changing it makes all caches stale
 MAX_AUTO_BYTES = 8 << 30
 JPEG_QUALITY = 90
-PATIENCE = 60  # seconds that another process may make no progress with the same cache
-
-
-class Jpegs:
-    """Base images as JPEGs in one file. Decoded each time."""
-
-    def __init__(self, data: np.ndarray, offsets: np.ndarray, size: int):
-        self.data = data  # (number of bytes,) uint8
-        self.offsets = offsets  # (N + 1,)
-        self.size = size  # S
-
-    def read(self, row: int, out: np.ndarray) -> None:
-        """Image `row` into `out` (S, S, 3) uint8."""
-        import simplejpeg
-
-        simplejpeg.decode_jpeg(self.data[self.offsets[row] : self.offsets[row + 1]], colorspace="RGB", buffer=out)
 
 
 @dataclass
 class Decoded:
     """The result of a pass over the files, now or earlier."""
 
-    images: np.ndarray | None  # (N, S, S, 3) uint8, zeros where a file is bad; None when they are not kept decoded
+    images: np.ndarray | CheckedImages | None  # (N, S, S, 3) uint8, zeros where a file is bad; None: not kept decoded
     digests: np.ndarray  # (N, 16) uint8; zeros where a file cannot be read
     bad: dict[int, str]  # position -> reason
     form: str  # "disk", "ram", "jpeg" or "off"
     note: str = ""  # why it is not the form that was asked for
-    jpegs: Jpegs | None = None  # in form "jpeg", instead of `images`
-
-
-@dataclass(frozen=True)
-class CacheFiles:
-    """The file names of one cache, and the state of the dataset's files that it was built from."""
-
-    folder: Path
-    stem: str
-    state: str
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / f"{self.stem}.json"
-
-    def file(self, kind: str) -> Path:
-        return self.folder / f"{self.stem}-{self.state[:12]}{kind}"
+    jpegs: CheckedJpegs | None = None  # in form "jpeg", instead of `images`
 
 
 def default_dir(data_dir: Path) -> Path:
@@ -92,29 +59,21 @@ def open_decoded(index: Index, size: int, resize: str, form: str, cache_dir: Pat
     at most 8 GiB and a quarter of the free disk, else off. UserError (exit code 5) when a cache that was asked for
     cannot be written.
     """
-    files = _locate(index, size, resize, form, cache_dir)
-    if decoded := _open(files, index, size, form):
-        return decoded
+    files = cache_files.locate(index, size, resize, form, cache_dir)
+    with contextlib.suppress(NotACache):
+        return _open(files, DecodingPass(index, size, resize), form, hashes=False)
     chosen, note = _choose(form, len(index) * size * size * 3, cache_dir)
     try:
-        decoded = _build(DecodingPass(index, size, resize), chosen, files)
+        decoded = _build(DecodingPass(index, size, resize), chosen, files, cache_lock.PATIENCE)
     except OSError as error:
         reason = f"{cache_dir}: {error.strerror}"
         if form not in ("auto", "device"):
             raise UserError(f"cache: {reason}; give another --cache_dir, or set cache to off", EXIT_SYSTEM) from None
         chosen = "ram" if form == "device" else "off"
         note = f"no cache on disk: {reason}"
-        decoded = _build(DecodingPass(index, size, resize), chosen, files)
+        decoded = _build(DecodingPass(index, size, resize), chosen, files, patience=0)
     decoded.note = note
     return decoded
-
-
-def _locate(index: Index, size: int, resize: str, form: str, cache_dir: Path) -> CacheFiles:
-    root = index.root.resolve()
-    kind = f"{resize}-jpeg" if form == "jpeg" else resize
-    key = key64(os.fsencode(root).hex(), index.split, size, kind)
-    stem = f"{root.name[:60]}-{index.split}-{size}{kind}-{key:016x}"
-    return CacheFiles(cache_dir, stem, index.state(FORMAT))
 
 
 def _choose(form: str, num_bytes: int, cache_dir: Path) -> tuple[str, str]:
@@ -141,50 +100,112 @@ def to_gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.3g} GiB"
 
 
-def _open(files: CacheFiles, index: Index, size: int, form: str) -> Decoded | None:
-    """The cache if it is whole, of this state, and has the form that is asked for."""
-    try:
-        decoded = _read_cache(files, index, size, form)
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
-        return None
-    return None if decoded is None or _can_repair(decoded, index) else decoded
+# --- opening ------------------------------------------------------------------------------------------
 
 
-def _read_cache(files: CacheFiles, index: Index, size: int, form: str) -> Decoded | None:
-    """As `_open`, raising all kinds of errors for a cache that is damaged."""
-    manifest = read_json(files.manifest)
+def _open(files: CacheFiles, job: DecodingPass, form: str, hashes: bool) -> Decoded:
+    """NotACache unless it is whole, of these files, and has the form that is asked for.
+
+    `hashes`: files whose change time differs are hashed again. Otherwise they make it a NotACache.
+    """
+    index = job.index
+    manifest = cache_files.read_manifest(files)
+    if form != "off" and manifest["form"] == "off":
+        raise NotACache
+    digests = cache_files.read_array(
+        files, ".digests", "u1", (len(index), DIGEST_SIZE), manifest["files"].get(".digests", "")
+    )
     bad = {int(position): reason for position, reason in manifest["bad"].items()}
-    kept_form = manifest["form"]
-    if manifest["state"] != files.state or (form != "off" and kept_form == "off"):
-        return None
-    digests = np.fromfile(files.file(".digests"), np.uint8).reshape(len(index), DIGEST_SIZE)
     decoded = Decoded(None, digests, bad, "off")
-    if form == "off":
-        return decoded
-    decoded.form = kept_form
+    _check_contents(files, job, digests, hashes)
     if form == "jpeg":
-        decoded.jpegs = _open_jpegs(files, len(index), size)
-        return decoded
-    images = _open_images(files)
-    if images.shape != (len(index), size, size, 3):
-        return None
-    decoded.images = images
-    if form == "ram":
-        decoded.images, decoded.form = np.array(images), "ram"
+        decoded.jpegs = _open_jpegs(files, job, manifest, digests)
+        decoded.form = "jpeg"
+    elif form != "off":
+        images = _open_images(files, job, manifest, digests)
+        decoded.images = _load(images) if form == "ram" else images
+        decoded.form = "ram" if form == "ram" else "disk"
+    if _can_repair(decoded, index):
+        raise NotACache
     return decoded
 
 
-def _open_images(files: CacheFiles) -> np.ndarray:
-    return np.load(files.file(".npy"), mmap_mode="r").view(np.ndarray)
+def _check_contents(files: CacheFiles, job: DecodingPass, digests: np.ndarray, hashes: bool) -> None:
+    """NotACache when a file whose change time differs has another content."""
+    index = job.index
+    try:
+        is_changed = cache_files.read_array(files, ".ctimes", "<i8", (len(index),), None) != index.ctimes
+    except NotACache:
+        is_changed = np.ones(len(index), bool)
+    if not is_changed.any():
+        return
+    if not hashes:
+        raise NotACache
+    part = DecodingPass(index.select(is_changed, index.split), job.size, job.resize, decodes=False, tick=job.tick)
+    num_other = int((read_all(part).digests != digests[is_changed]).any(axis=1).sum())
+    if num_other:
+        raise NotACache(f"{num_other} image files have other contents, though their sizes and mtimes are the same")
+    cache_files.write_ctimes(files, index.ctimes)
 
 
-def _open_jpegs(files: CacheFiles, num: int, size: int) -> Jpegs:
-    """ValueError: it is not whole."""
-    offsets = np.fromfile(files.file(".offsets"), "<i8")
-    data = np.memmap(files.file(".jpegs"), np.uint8, mode="r").view(np.ndarray)
-    if len(offsets) != num + 1 or offsets[-1] != len(data):
-        raise ValueError(files.file(".jpegs"))
-    return Jpegs(data, offsets, size)
+def _open_images(files: CacheFiles, job: DecodingPass, manifest: Manifest, digests: np.ndarray) -> CheckedImages:
+    """NotACache: it is not whole."""
+    shape = (len(job.index), job.size, job.size, 3)
+    num_blocks = -(-shape[0] // rows_per_block(int(np.prod(shape[1:]))))
+    blocks = cache_files.read_array(
+        files, ".blocks", "u1", (num_blocks, DIGEST_BYTES), manifest["files"].get(".blocks", "")
+    )
+    images = cache_files.map_images(files, shape)
+    again = partial(decode_again, job.index, job.size, job.resize, digests)
+    return CheckedImages(images, blocks, again, partial(_report_damage, files, manifest["seal"]))
+
+
+def _open_jpegs(files: CacheFiles, job: DecodingPass, manifest: Manifest, digests: np.ndarray) -> CheckedJpegs:
+    """NotACache: it is not whole."""
+    num, recorded = len(job.index), manifest["files"]
+    offsets = cache_files.read_array(files, ".offsets", "<i8", (num + 1,), recorded.get(".offsets", ""))
+    blocks = cache_files.read_array(files, ".blocks", "u1", (num, DIGEST_BYTES), recorded.get(".blocks", ""))
+    data = cache_files.map_bytes(files, ".jpegs", int(offsets[-1]))
+
+    def encode_again(row: int) -> bytes:
+        return encode_jpeg(decode_again(job.index, job.size, job.resize, digests, row))
+
+    return CheckedJpegs(data, offsets, job.size, blocks, encode_again, partial(_report_damage, files, manifest["seal"]))
+
+
+def _load(images: CheckedImages) -> np.ndarray:
+    """A copy in memory. NotACache when a block is damaged."""
+    copy, keep = _in_memory(images.array.shape)
+    keep(0, images.array)
+    loaded = CheckedImages(copy, images.check.expected, images.decode_again, lambda: None)
+    if not loaded.are_intact(np.arange(len(copy))):
+        raise NotACache("its images are damaged")
+    return copy
+
+
+def decode_again(index: Index, size: int, resize: str, digests: np.ndarray, row: int) -> np.ndarray:
+    """The base image of a file, which must have the content that it had when the cache was built. (S, S, 3) uint8."""
+    path = index.root / index.paths[row]
+    data = read_bytes(path)
+    if digest_of(data) != digests[row].tobytes():
+        raise ImageError(f"{path}: the file has changed since its dataset was opened")
+    return base_image(decode(data, path), size, resize)
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """A base image as the jpeg cache keeps it."""
+    import simplejpeg
+
+    return simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="420")
+
+
+def _report_damage(files: CacheFiles, seal: str) -> None:
+    """Say that images in the cache are damaged, and have the next start build it again."""
+    then = "the next start builds the cache again" if cache_files.discard(files, seal) else "remove the cache"
+    say(
+        f"cache {files.folder / files.stem}: images in it are damaged; "
+        f"they are decoded from their own files again, which is slower and gives the same results; {then}"
+    )
 
 
 def _can_repair(decoded: Decoded, index: Index) -> bool:
@@ -200,34 +221,62 @@ def _can_repair(decoded: Decoded, index: Index) -> bool:
 # --- building -----------------------------------------------------------------------------------------
 
 
-def _build(job: DecodingPass, form: str, files: CacheFiles) -> Decoded:
+def _build(job: DecodingPass, form: str, files: CacheFiles, patience: float) -> Decoded:
     """One pass over all files, then commit. OSError: disk full, read-only, or another process makes no progress.
 
     If another process is building the same cache, wait for it and open what it has built.
     """
     is_on_disk = form in ("disk", "jpeg")
-    with _locked(files, is_needed=is_on_disk) as job.tick:
-        if decoded := _open(files, job.index, job.size, form):
-            return decoded
-        decoded = Decoded(None, np.empty(0), {}, form)
+    with lock_file(files.lock, patience) as lock:
+        if not lock.is_busy:
+            cache_files.remove_leftovers(files)
+        job.tick = lock.tick
+        try:
+            return _open(files, job, form, hashes=True)
+        except NotACache as error:
+            if error.reason:
+                say(f"cache {files.folder / files.stem}: {error.reason}; it is built again")
         if form == "ram":
-            decoded.images, job.keep = _in_memory((len(job.index), job.size, job.size, 3))
+            images, job.keep = _in_memory((len(job.index), job.size, job.size, 3))
+            reading = read_all(job)
+            _store_digests(files, job, reading, lock.is_busy)
+            return Decoded(images, reading.digests, reading.bad, form)
         if not is_on_disk:
-            decoded.digests, decoded.bad = read_all(job)
-        # Digests are written in any case; if only they are lost, that is no error.
-        with contextlib.nullcontext() if is_on_disk else contextlib.suppress(OSError):
-            files.folder.mkdir(parents=True, exist_ok=True)
-            prefix = f".tmp-{files.stem}-"
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=files.folder, ignore_cleanup_errors=True) as name:
-                if is_on_disk:
-                    read = _read_jpegs if form == "jpeg" else _read_images
-                    decoded.digests, decoded.bad = read(job, Path(name))
-                _commit(decoded, files, Path(name))
+            reading = read_all(job)
+            _store_digests(files, job, reading, lock.is_busy)
+            return Decoded(None, reading.digests, reading.bad, form)
+        with _build_folder(files) as folder:
+            reading = (_read_jpegs if form == "jpeg" else _read_images)(job, folder)
+            (folder / ".blocks").write_bytes(b"".join(reading.blocks))
+            _commit(files, job, form, reading, folder)
+        manifest = cache_files.read_manifest(files)
+        decoded = Decoded(None, reading.digests, reading.bad, form)
         if form == "jpeg":
-            decoded.jpegs = _open_jpegs(files, len(job.index), job.size)
-        elif form == "disk":
-            decoded.images = _open_images(files)
+            decoded.jpegs = _open_jpegs(files, job, manifest, reading.digests)
+        else:
+            decoded.images = _open_images(files, job, manifest, reading.digests)
         return decoded
+
+
+@contextlib.contextmanager
+def _build_folder(files: CacheFiles) -> Iterator[Path]:
+    """A folder beside the cache, which disappears at the end."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=files.temporary, dir=files.folder, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def _store_digests(files: CacheFiles, job: DecodingPass, reading: Reading, is_busy: bool) -> None:
+    """Commit the digests alone, unless another process is building. If they are lost, that is no error."""
+    if not is_busy:
+        with contextlib.suppress(OSError), _build_folder(files) as folder:
+            _commit(files, job, "off", reading, folder)
+
+
+def _commit(files: CacheFiles, job: DecodingPass, form: str, reading: Reading, folder: Path) -> None:
+    (folder / ".digests").write_bytes(reading.digests.tobytes())
+    (folder / ".ctimes").write_bytes(job.index.ctimes.astype("<i8").tobytes())
+    cache_files.commit(files, form, reading.bad, folder)
 
 
 def _in_memory(shape: tuple[int, ...]) -> tuple[np.ndarray, Callable[[int, np.ndarray], None]]:
@@ -244,22 +293,24 @@ def _in_memory(shape: tuple[int, ...]) -> tuple[np.ndarray, Callable[[int, np.nd
     return images, keep
 
 
-def _read_images(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """The pass, with its base images in `folder`/.npy. Returns digests and bad files."""
+def _read_images(job: DecodingPass, folder: Path) -> Reading:
+    """The pass, with its base images in `folder`/.npy."""
     path = folder / ".npy"
     shape = (len(job.index), job.size, job.size, 3)
-    start = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
-    if hasattr(os, "posix_fallocate"):  # fail on a full disk before the work, not after it
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    job.keep = keep_in_file(path, start)
+    header = cache_files.npy_header(shape)
+    length = len(header) + int(np.prod(shape))
+    with open(path, "wb") as file:
+        file.write(header)
+        if hasattr(os, "posix_fallocate"):  # fail on a full disk before the work, not after it
+            os.posix_fallocate(file.fileno(), 0, length)
+        else:
+            file.truncate(length)
+    job.keep = keep_in_file(path, len(header))
     return read_all(job)
 
 
-def _read_jpegs(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """The pass, with its base images in `folder`/.jpegs and .offsets. Returns digests and bad files."""
-    import simplejpeg
-
+def _read_jpegs(job: DecodingPass, folder: Path) -> Reading:
+    """The pass, with its base images in `folder`/.jpegs and .offsets."""
     offsets = [0]
     with open(folder / ".jpegs", "wb") as file:
 
@@ -268,78 +319,8 @@ def _read_jpegs(job: DecodingPass, folder: Path) -> tuple[np.ndarray, dict[int, 
                 file.write(data)
                 offsets.append(offsets[-1] + len(data))
 
-        job.encode = partial(simplejpeg.encode_jpeg, quality=JPEG_QUALITY, colorsubsampling="420")
+        job.encode = encode_jpeg
         job.take = take
-        digests_and_bad = read_all(job)
+        reading = read_all(job)
     (folder / ".offsets").write_bytes(np.array(offsets, "<i8").tobytes())
-    return digests_and_bad
-
-
-def _commit(decoded: Decoded, files: CacheFiles, folder: Path) -> None:
-    """Make the files in `folder` the cache, and remove those of earlier states; processes that read these can go on."""
-    # Write everything, durably, under its own name.
-    (folder / ".digests").write_bytes(decoded.digests.tobytes())
-    kinds = sorted(entry.name for entry in folder.iterdir())
-    for kind in kinds:
-        with open(folder / kind, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(folder / kind, files.file(kind))
-    # The manifest commits.
-    form = "off" if decoded.form == "ram" else decoded.form
-    write_atomic(files.manifest, json.dumps({"state": files.state, "form": form, "bad": decoded.bad}))
-    # Remove what is stale.
-    current = {files.file(kind).name for kind in kinds}
-    for entry in os.scandir(files.folder):
-        if entry.name.startswith(f"{files.stem}-") and entry.name not in current:
-            os.unlink(entry.path)
-
-
-@contextlib.contextmanager
-def _locked(files: CacheFiles, is_needed: bool) -> Iterator[Callable[[], None]]:
-    """Keep other processes from building this cache meanwhile; remove what a killed process left of it.
-
-    Yields a function to call now and then: it shows waiting processes that this one makes progress.
-    """
-    descriptor = None
-    try:
-        descriptor = _lock(files)
-        for entry in os.scandir(files.folder):
-            if entry.name.startswith(f".tmp-{files.stem}-"):
-                shutil.rmtree(entry.path, ignore_errors=True)
-    except OSError:
-        if is_needed and not descriptor:
-            raise
-    try:
-        yield partial(os.utime, descriptor) if descriptor else lambda: None
-    finally:
-        if descriptor:
-            os.close(descriptor)
-
-
-def _lock(files: CacheFiles) -> int | None:
-    """The descriptor of a lock that ends with this process; None where files cannot be locked.
-
-    TimeoutError when the process that holds it makes no progress for PATIENCE seconds.
-    """
-    files.folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(files.folder / f"{files.stem}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    last_progress = None  # the holder touches the file
-    since = time.monotonic()
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                progress = os.fstat(descriptor).st_mtime_ns
-            if progress != last_progress:
-                last_progress, since = progress, time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
-                reason = f"another process builds this cache and has made no progress for {PATIENCE} seconds"
-                raise TimeoutError(errno.ETIMEDOUT, reason)
-            time.sleep(0.02)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-            return None
-        raise
+    return reading

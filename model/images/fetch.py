@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.augment import Augment
 from model.images import workers
+from model.images.cached.intact import CheckedImages
 from model.images.order import MicroBatch
 from model.images.source import Source
 from params import Params
@@ -84,12 +85,17 @@ class Fetcher:
         num = len(source.index)
         if self.is_resident:
             return Stored(torch.from_numpy(source.read(np.arange(num))).to(self.device), np.arange(num))
-        is_array = isinstance(source.images, np.ndarray)
-        if not is_array or self.augments_each or self.num_workers or self.device != "cpu":
+        array = source.images.array if isinstance(source.images, CheckedImages) else source.images
+        if not isinstance(array, np.ndarray) or self.augments_each or self.num_workers or self.device != "cpu":
             return None
         with warnings.catch_warnings():  # the memory map is read-only, and nothing writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return Stored(torch.from_numpy(source.images), source.cache_rows)
+            return Stored(torch.from_numpy(array), source.cache_rows)
+
+    def _are_intact(self, rows: np.ndarray) -> bool:
+        """Whether these images may be taken from where they are stored."""
+        images = self.reader.source.images
+        return self.is_resident or not isinstance(images, CheckedImages) or images.are_intact(rows)
 
     def fetch(self, epoch: int, micro_batches: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, Stored]]:
         """Each of `micro_batches` with its images. ImageError when a file cannot be read."""
@@ -98,8 +104,8 @@ class Fetcher:
             return
         for micro_batch in micro_batches:
             positions = micro_batch.positions
-            if self.stored is not None:
-                rows = self.stored.rows[positions].astype(np.int64)
+            rows = None if self.stored is None else self.stored.rows[positions].astype(np.int64)
+            if self.stored is not None and rows is not None and self._are_intact(rows):
                 yield micro_batch, Stored(self.stored.images, rows)
             else:
                 yield micro_batch, self._whole(torch.from_numpy(self.reader[epoch, positions]))

@@ -30,6 +30,7 @@ class Index:
     labels: np.ndarray  # (N,) int32
     sizes: np.ndarray  # (N,) int64, bytes; -1 for a dangling link
     mtimes: np.ndarray  # (N,) int64, ns
+    ctimes: np.ndarray  # (N,) int64, ns: when content, owner, permissions or number of links changed
     ignored: Counter[str] = field(default_factory=Counter)  # reason -> count
 
     def __len__(self) -> int:
@@ -45,6 +46,7 @@ class Index:
             self.labels[positions],
             self.sizes[positions],
             self.mtimes[positions],
+            self.ctimes[positions],
         )
 
     def __add__(self, other: "Index") -> "Index":
@@ -57,11 +59,15 @@ class Index:
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.mtimes, other.mtimes]),
+            np.concatenate([self.ctimes, other.ctimes]),
             self.ignored + other.ignored,
         )
 
     def state(self, *versions: int) -> str:
-        """Digest of names, sizes and times of change: a cache is of these files if it has the same."""
+        """Digest of names, sizes and mtimes. A cache with another one is of other files.
+
+        Change times are not in it: a hard link, chmod or rsync changes them and leaves the content as it is.
+        """
         digest = hashlib.sha256(repr((versions, len(self))).encode())
         for block, _ in self.paths.blocks():
             digest.update(block)
@@ -189,24 +195,25 @@ class Listing:
     lengths: array = field(default_factory=lambda: array("H"))
     sizes: array = field(default_factory=lambda: array("q"))
     mtimes: array = field(default_factory=lambda: array("q"))
+    ctimes: array = field(default_factory=lambda: array("q"))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def add(self, path: str, size: int, mtime: int) -> None:
+    def add(self, path: str, size: int, mtime: int, ctime: int) -> None:
         encoded = os.fsencode(path)
         self.names += encoded
         self.lengths.append(len(encoded))
         self.sizes.append(size)
         self.mtimes.append(mtime)
+        self.ctimes.append(ctime)
 
     def index(self, root: Path, split: str, classes: list[str], counts: list[int]) -> Index:
         """An Index that takes the columns over. `counts`: the number of files of each class."""
         labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-        sizes, mtimes = np.frombuffer(self.sizes, np.int64), np.frombuffer(self.mtimes, np.int64)
-        return Index(
-            root, split, classes, Paths.from_lengths(self.names, self.lengths), labels, sizes, mtimes, self.ignored
-        )
+        paths = Paths.from_lengths(self.names, self.lengths)
+        sizes, mtimes, ctimes = (np.frombuffer(column, np.int64) for column in (self.sizes, self.mtimes, self.ctimes))
+        return Index(root, split, classes, paths, labels, sizes, mtimes, ctimes, self.ignored)
 
 
 def _list_images(listing: Listing, folder: str, prefix: int, visited: set[tuple[int, int]]) -> None:
@@ -229,13 +236,15 @@ def _list_images(listing: Listing, folder: str, prefix: int, visited: set[tuple[
             continue
         try:
             status = entry.stat()
-            size, mtime, mode = status.st_size, status.st_mtime_ns, status.st_mode
+            size, mode = status.st_size, status.st_mode
+            mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
         except OSError:  # a dangling link is listed: it fails when it is read, and is reported then
-            size, mtime, mode = -1, 0, stat.S_IFREG
+            size, mode = -1, stat.S_IFREG
+            mtime, ctime = 0, 0
         if stat.S_ISDIR(mode):
             _list_images(listing, entry.path, prefix, visited)
         elif stat.S_ISREG(mode):
-            listing.add(entry.path[prefix:], size, mtime)
+            listing.add(entry.path[prefix:], size, mtime, ctime)
         else:
             listing.ignored["pipes, sockets and devices"] += 1
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from model.images.cached.intact import MAX_ROWS, block_digest, digests_of_blocks
 from model.images.decode import ImageError, base_image, decode, read_bytes
 from model.images.index import Index
 from utils import die_with, num_cores
@@ -39,7 +40,8 @@ class DecodingPass:
 
     In the process that decoded the images: `keep(first, images (B, S, S, 3))` stores them in a file or memory that the
     processes share, and `encode(image)` makes bytes of one. In the process that started the pass: `take` gets these
-    bytes, in the order of the files, and `tick` is called after each part, to show that the pass is alive.
+    bytes, in the order of the files, and `tick` is called after each part, to show that the pass is alive. Without
+    `decodes`, files are only hashed.
     """
 
     index: Index
@@ -49,6 +51,7 @@ class DecodingPass:
     encode: Callable[[np.ndarray], bytes] | None = None
     take: Callable[[list[bytes]], None] = lambda encoded: None
     tick: Callable[[], None] = lambda: None
+    decodes: bool = True
     current: "ctypes.Array[ctypes.c_longlong]" = field(  # the position that each process is working on
         default_factory=lambda: multiprocessing.RawArray("q", MAX_PROCESSES)
     )
@@ -60,10 +63,24 @@ class Part(NamedTuple):
     digests: bytes
     bad: dict[int, str]  # position -> what is wrong with the file
     encoded: list[bytes]  # images
+    blocks: list[bytes]  # digests of the blocks of images
 
 
-def read_all(job: DecodingPass) -> tuple[np.ndarray, dict[int, str]]:
-    """(digests (N, 16) uint8, zeros where a file cannot be read; position -> reason of the files that are bad).
+class Reading(NamedTuple):
+    """The result of a whole pass."""
+
+    digests: np.ndarray  # (N, 16) uint8, zeros where a file cannot be read
+    bad: dict[int, str]  # position -> what is wrong with the file
+    blocks: list[bytes]  # digests of the blocks of images: of each JPEG where images are encoded
+
+
+def digest_of(data: bytes) -> bytes:
+    """Of the content of a file."""
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
+def read_all(job: DecodingPass) -> Reading:
+    """Read every file.
 
     OSError when `keep` or `take` cannot store something. ImageError naming files when a process dies.
     """
@@ -74,23 +91,26 @@ def read_all(job: DecodingPass) -> tuple[np.ndarray, dict[int, str]]:
     num_processes = min(MAX_PROCESSES, num_cores()) if seconds > FORK_SECONDS and can_fork() else 1
     step = 256 if num_bytes < num * 16_384 else 16
     step = min(step, -(-num // (4 * num_processes)))  # small enough that all processes are busy until the end
+    step = -(-step // MAX_ROWS) * MAX_ROWS  # whole blocks
     parts = [range(at, min(at + step, num)) for at in range(0, num, step)]
     # Read part after part.
     digests = np.zeros((num, DIGEST_SIZE), np.uint8)
     bad: dict[int, str] = {}
+    blocks: list[bytes] = []
     show = _progress(num, f"reading {job.index.split}", seconds / num_processes)
     results = _in_processes(job, parts, num_processes) if num_processes > 1 else (_read(job, part) for part in parts)
     try:
         for positions, part in zip(parts, results, strict=True):
             digests[positions.start : positions.stop] = np.frombuffer(part.digests, np.uint8).reshape(-1, DIGEST_SIZE)
             bad |= part.bad
+            blocks += part.blocks
             job.take(part.encoded)
             job.tick()
             show(len(positions))
     finally:
         results.close()
         show(0)
-    return digests, bad
+    return Reading(digests, bad, blocks)
 
 
 def _read(job: DecodingPass, positions: range, slot: int = 0) -> Part:
@@ -105,17 +125,22 @@ def _read(job: DecodingPass, positions: range, slot: int = 0) -> Part:
         path, digest = prefix + job.index.paths[position], bytes(DIGEST_SIZE)
         try:
             data = read_bytes(path)
-            digest = hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
-            image = decode(data, path)
-            if images is not None:
+            digest = digest_of(data)
+            image = decode(data, path) if job.decodes else None
+            if image is not None and images is not None:
                 images[number] = base_image(image, job.size, job.resize)
         except ImageError as error:
             bad[position] = str(error)
         digests += digest
+    encoded: list[bytes] = []
+    blocks: list[bytes] = []
     if job.keep and images is not None:
         job.keep(positions.start, images)
-    encoded = [job.encode(image) for image in images] if job.encode and images is not None else []
-    return Part(bytes(digests), bad, encoded)
+        blocks = digests_of_blocks(images)
+    elif job.encode and images is not None:
+        encoded = [job.encode(image) for image in images]
+        blocks = [block_digest(data) for data in encoded]
+    return Part(bytes(digests), bad, encoded, blocks)
 
 
 # --- processes ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import NotRequired, Protocol, TypedDict
 import numpy as np
 
 from model.images import cache
+from model.images.cached.intact import CheckedImages
 from model.images.decode import base_image, read_image
 from model.images.index import Index
 from model.images.paths import BLOCK, split_block, to_nfc
@@ -222,6 +223,8 @@ def mean_and_std(source: Source, chunk: int = 256) -> tuple[list[float], list[fl
     num = len(source.index)
     most = 20_000 if source.images is not None else 2_000
     positions = np.linspace(0, num - 1, min(most, num)).astype(int)
+    if isinstance(source.images, CheckedImages):
+        source.images.are_intact(source.cache_rows[positions])  # all at once, which several threads can do
     total = np.zeros(3, np.int64)
     squares = np.zeros(3, np.int64)
     for first in range(0, len(positions), chunk):

@@ -2,12 +2,16 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pty
+import re
 import resource
+import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -26,6 +30,9 @@ from PIL import Image
 
 from model.images import cache, reading
 from model.images.cache import open_decoded
+from model.images.cached import files as cache_files
+from model.images.cached import intact
+from model.images.cached import lock as cache_lock
 from model.images.decode import ImageError, base_image, decode
 from model.images.index import index_split
 from utils import UserError
@@ -62,7 +69,8 @@ def decoded(data: Path, wanted: str = "auto", size: int = 16, folder: Path | Non
 
 def pixels(found: cache.Decoded) -> np.ndarray:
     if not found.jpegs:
-        return np.array(found.images)
+        assert found.images is not None
+        return found.images[np.arange(len(found.digests))]
     images = np.zeros((len(found.digests), found.jpegs.size, found.jpegs.size, 3), np.uint8)
     for row, image in enumerate(images):
         found.jpegs.read(row, image)
@@ -145,10 +153,7 @@ def test_a_damaged_cache_is_built_again(data, damage, kind):
 
 
 def test_images_of_another_shape_are_not_used(data):
-    first = decoded(data, "disk")
-    images = first.images
-    assert images is not None
-    before = images.copy()
+    before = pixels(decoded(data, "disk"))
     (path,) = (data / ".cache").glob("*.npy")
     np.save(path, before[:-1])
     assert np.array_equal(pixels(decoded(data, "disk")), before)
@@ -156,12 +161,282 @@ def test_images_of_another_shape_are_not_used(data):
 
 def test_images_that_are_read_stay_when_the_cache_is_renewed(data):
     first = decoded(data, "disk")
-    images = first.images
-    assert images is not None
-    before = images.copy()
+    before = pixels(decoded(data, "disk"))
     touch(data / "train" / "class_0")
     decoded(data, "disk")
-    assert np.array_equal(images, before)
+    assert np.array_equal(pixels(first), before)
+
+
+# --- nothing is believed --------------------------------------------------------------------------------------
+
+
+def cache_file(data: Path, kind: str) -> Path:
+    (path,) = (data / ".cache").glob(f"*{kind}")
+    return path
+
+
+def overwrite(path: Path, at: int, content: bytes) -> None:
+    """Bytes in the middle of a file; its size and its times stay."""
+    status = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flip(path: Path, at: int) -> None:
+    byte = path.read_bytes()[at]
+    overwrite(path, at if at >= 0 else path.stat().st_size + at, bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("at", [128, 5000, -1])
+def test_a_flipped_pixel_is_never_used(data, at, capfd):
+    """128: the first byte after the header."""
+    before = pixels(decoded(data, "disk"))
+    flip(cache_file(data, ".npy"), at)
+    again = decoded(data, "disk")
+    assert again.form == "disk"
+    assert np.array_equal(pixels(again), before)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert "images in it are damaged" in lines[0]
+    assert "the next start builds the cache again" in lines[0]
+    assert np.array_equal(pixels(again), before)
+    assert not capfd.readouterr().err  # once is enough
+    renewed = decoded(data, "disk")
+    assert isinstance(renewed.images, intact.CheckedImages)
+    assert renewed.images.are_intact(np.arange(36))
+    assert np.array_equal(renewed.images.array, before)
+
+
+def test_a_flipped_pixel_in_a_jpeg_cache_is_never_used(data, capfd):
+    before = pixels(decoded(data, "jpeg"))
+    for at in (700, -20):
+        flip(cache_file(data, ".jpegs"), at)
+        assert np.array_equal(pixels(decoded(data, "jpeg")), before)
+        assert "the next start builds the cache again" in capfd.readouterr().err
+        assert np.array_equal(pixels(decoded(data, "jpeg")), before)
+        assert not capfd.readouterr().err
+
+
+def test_a_flipped_pixel_means_a_new_cache_in_memory(data, capfd):
+    before = pixels(decoded(data, "disk"))
+    flip(cache_file(data, ".npy"), 3000)
+    assert np.array_equal(pixels(decoded(data, "ram")), before)
+    assert "its images are damaged; it is built again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("form", "workers"), [("disk", 0), ("disk", 2), ("jpeg", 0), ("jpeg", 2)])
+def test_batches_are_the_same_whatever_happens_to_the_cache(data, form, workers, capfd):
+    values = {"cache": form, "num_workers": workers, "im_sz": 16, "batch_size": 6, "cache_dir": data / ".cache"}
+    exact = batches(loader(data, **values), 2)
+    mean = loader(data, **values).pinned["mean"]
+    (path,) = (data / ".cache").glob("data-train*.npy" if form == "disk" else "data-train*.jpegs")
+    overwrite(path, 600, b"\xff" * 6000)
+    damaged = loader(data, **values)
+    assert are_equal(batches(damaged, 2), exact)
+    assert damaged.pinned["mean"] == mean
+    assert capfd.readouterr().err.count("images in it are damaged") == 1
+    assert are_equal(batches(loader(data, **values), 2), exact)
+
+
+def test_a_damaged_image_whose_file_has_changed_is_an_error(data):
+    decoded(data, "disk")
+    flip(cache_file(data, ".npy"), 128)
+    again = decoded(data, "disk")
+    shutil.copy(data / "train" / "class_0" / "001.png", data / "train" / "class_0" / "000.png")
+    with pytest.raises(ImageError, match=r"class_0/000\.png: the file has changed since its dataset was opened"):
+        pixels(again)
+
+
+SMALL_FILES = [".digests", ".blocks", ".offsets", ".json", ".ctimes"]
+
+
+@pytest.mark.parametrize("kind", SMALL_FILES)
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 1.0])
+def test_a_flipped_bit_in_a_small_file_is_found(data, kind, place, capfd):
+    form = "jpeg" if kind == ".offsets" else "disk"
+    first = decoded(data, form)
+    before = pixels(first)
+    path = cache_file(data, kind)
+    flip(path, round(place * (path.stat().st_size - 1)))
+    again = decoded(data, form)
+    assert np.array_equal(again.digests, first.digests)
+    assert np.array_equal(pixels(again), before)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == (kind != ".ctimes"), lines  # files are hashed again, and are the same
+    decoded(data, form)
+    assert not capfd.readouterr().err
+
+
+def odd_header(path: Path) -> None:
+    overwrite(path, 0, b"\x93NUMPY\x01\x00\x76\x00{'descr': '|O', 'fortran_order': (((((")
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+ODD = {
+    "empty": lambda path: path.write_bytes(b""),
+    "short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "long": lambda path: os.truncate(path, path.stat().st_size + 1),
+    "odd header": odd_header,
+    "fifo": fifo,
+    "folder": folder,
+    "loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
+    "device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("damage", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("kind", [".npy", *SMALL_FILES])
+def test_what_is_not_exactly_a_cache_is_built_again(data, kind, damage, capfd):
+    form = "jpeg" if kind == ".offsets" else "disk"
+    before = pixels(decoded(data, form))
+    damage(cache_file(data, kind))
+    again = decoded(data, form)
+    assert again.form == form
+    assert np.array_equal(pixels(again), before)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == (kind != ".ctimes"), lines
+    assert kind == ".ctimes" or lines[0].endswith("; it is built again")
+    again = decoded(data, form)
+    assert np.array_equal(pixels(again), before)
+    assert not capfd.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_replaced(data, monkeypatch, capfd):
+    """Root may read anything: the error is simulated."""
+    before = pixels(decoded(data, "disk"))
+    path, real = cache_file(data, ".npy"), os.open
+    inode = path.stat().st_ino
+
+    def refuse(name, *args, **kwargs):
+        if Path(name) == path and path.stat().st_ino == inode:
+            raise PermissionError(13, "Permission denied", str(name))
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert np.array_equal(pixels(decoded(data, "disk")), before)
+    assert "Permission denied; it is built again" in capfd.readouterr().err
+
+
+def test_a_manifest_of_another_cache_is_refused(data, capfd):
+    """Sealed, and of the same names, sizes and mtimes: of another size in pixels."""
+    decoded(data, "disk", 8)
+    other = {path.suffix: path for path in (data / ".cache").iterdir()}
+    before = pixels(decoded(data, "disk", 16))
+    mine = {path.suffix: path for path in (data / ".cache").iterdir() if path not in other.values()}
+    shutil.copy(other[".json"], mine[".json"])
+    assert np.array_equal(pixels(decoded(data, "disk", 16)), before)
+    assert "its manifest is damaged; it is built again" in capfd.readouterr().err
+
+
+def test_a_cache_of_an_older_version_is_built_again(data, capfd):
+    before = pixels(decoded(data, "disk"))
+    path = cache_file(data, ".json")
+    path.write_text(json.dumps({"state": "0" * 64, "form": "disk", "bad": {}}))  # what version 0.1.0 wrote
+    assert np.array_equal(pixels(decoded(data, "disk")), before)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "it was made by another version of the kit; it is built again" in lines[0]
+
+
+# --- change times ---------------------------------------------------------------------------------------------
+
+HARMLESS = {
+    "chmod": lambda path: path.chmod(0o600),
+    "hard link": lambda path: os.link(path, path.parent.parent.parent / "link.png"),
+    "copied back": lambda path: (shutil.copy2(path, path.with_suffix(".x")), os.replace(path.with_suffix(".x"), path)),
+    "renamed twice": lambda path: (path.rename(path.with_suffix(".x")), path.with_suffix(".x").rename(path)),
+}
+
+
+@pytest.mark.parametrize("form", ["disk", "jpeg", "off"])
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_a_change_time_alone_leads_to_hashing_of_that_file(data, change, form, monkeypatch, capfd):
+    before = decoded(data, form)
+    change(data / "train" / "class_1" / "004.png")
+    read, real = [], reading.read_bytes
+    monkeypatch.setattr(reading, "read_bytes", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("decoded again"))
+    again = decoded(data, form)
+    assert [Path(path).name for path in read] == ["004.png"]
+    assert again.form == before.form
+    assert np.array_equal(again.digests, before.digests)
+    decoded(data, form)
+    assert len(read) == 1, "once is enough"
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["disk", "jpeg", "off"])
+def test_contents_that_change_places_with_sizes_and_times_restored(data, form, tmp_path, capfd):
+    first, second = (data / "train" / label / "000.png" for label in ("class_0", "class_1"))
+    padded = [path.read_bytes().ljust(1000, b"\0") for path in (first, second)]
+    for path, content in zip((first, second), padded, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 10**18))
+    old = decoded(data, form)
+    for path, content in zip((second, first), padded, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(1, 10**18))
+    again = decoded(data, form)
+    fresh = decoded(data, form, folder=tmp_path / "fresh")
+    assert np.array_equal(again.digests, fresh.digests)
+    assert not np.array_equal(again.digests, old.digests)
+    assert form == "off" or np.array_equal(pixels(again), pixels(fresh))
+    assert "2 image files have other contents, though their sizes and mtimes are the same" in capfd.readouterr().err
+
+
+def test_a_cache_that_may_not_be_written_is_used_all_the_same(data, monkeypatch, capfd):
+    """Root may write anything: the errors are simulated."""
+    before = pixels(decoded(data, "disk"))
+    (data / "train" / "class_1" / "004.png").chmod(0o600)
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(cache_files, "write_atomic", refuse)
+    monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("decoded again"))
+    again = decoded(data, "disk")
+    assert again.form == "disk"
+    assert np.array_equal(pixels(again), before)
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------
+
+
+def test_blocks_by_hand(data):
+    decoded(data, "disk")
+    images = np.load(cache_file(data, ".npy"))
+    assert images.shape == (36, 16, 16, 3)
+    expected = [hashlib.sha256(images[at : at + 16].tobytes()).digest() for at in (0, 16, 32)]
+    assert cache_file(data, ".blocks").read_bytes() == b"".join(expected)
+    sizes = {side: intact.rows_per_block(side * side * 3) for side in (8, 32, 36, 37, 64, 74, 128, 256, 512)}
+    assert sizes == {8: 16, 32: 16, 36: 16, 37: 8, 64: 4, 74: 2, 128: 1, 256: 1, 512: 1}
+
+
+def test_each_block_is_compared_once_and_by_threads_where_there_are_many(data, monkeypatch):
+    compared = []
+    monkeypatch.setattr(intact, "block_digest", lambda block: compared.append(1) or hashlib.sha256(block).digest())
+    images = decoded(data, "disk").images
+    assert isinstance(images, intact.CheckedImages)
+    del compared[:]  # those of the pass
+    assert images.are_intact(np.array([0, 3]))
+    assert len(compared) == 1
+    monkeypatch.setattr(intact, "MIN_FOR_THREADS", 1)
+    monkeypatch.setattr(intact, "num_cores", lambda: 2)
+    assert images.are_intact(np.arange(36))
+    assert images.are_intact(np.arange(36))
+    assert len(compared) == 3
 
 
 # --- several processes ------------------------------------------------------------------------------------------
@@ -172,7 +447,7 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from model.images import cache, reading
 from model.images.index import index_split
-reading.FORK_SECONDS, reading.num_cores, cache.PATIENCE = {pays}, lambda: 3, {patience}
+reading.FORK_SECONDS, reading.num_cores, cache.cache_lock.PATIENCE = {pays}, lambda: 3, {patience}
 decode, seen = reading.decode, []
 def slow(content, path):
     time.sleep({pause})
@@ -183,7 +458,7 @@ data = Path({data!r})
 print("ready", flush=True)
 sys.stdin.readline()
 found = cache.open_decoded(index_split(data / "train", "train", data), 16, "crop", {wanted!r}, data / ".cache")
-total = -1 if found.images is None else int(found.images.sum())
+total = -1 if found.images is None else int(found.images[cache.np.arange(len(found.digests))].sum())
 print(len(seen), total, found.form, found.note, sep="|", flush=True)
 """
 
@@ -304,27 +579,48 @@ def test_ctrl_c_is_left_to_the_process_that_builds(data):
     assert not errors
 
 
-def test_nobody_waits_for_a_process_that_stands_still(data, monkeypatch):
-    process = start(data, pause=0.2)
+def test_nobody_waits_for_a_process_that_makes_no_progress(data, monkeypatch, capfd):
+    process = start(data, pause=3)
     wait_for(lambda: is_building(data))
-    os.kill(process.pid, signal.SIGSTOP)
-    monkeypatch.setattr(cache, "PATIENCE", 0.3)
+    monkeypatch.setattr(cache_lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(cache_lock, "SAY_AFTER", 0.1)
     found = decoded(data)
     assert found.form == "off"
-    assert "another process builds this cache and has made no progress" in found.note
+    builder = f"process {process.pid} on {socket.gethostname()}"
+    assert f"{builder} builds this cache and has made no progress for 0.3 seconds" in found.note
+    assert f"waiting for {builder}, which builds the cache of decoded images" in capfd.readouterr().err
     with pytest.raises(UserError, match="has made no progress for 0.3 seconds; give another --cache_dir") as caught:
         decoded(data, "disk")
     assert caught.value.code == 5
-    os.kill(process.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def test_nobody_waits_for_a_process_that_is_stopped(data, monkeypatch, capfd):
+    process = start(data, pause=0.2)
+    wait_for(lambda: is_building(data))
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(cache_lock, "SAY_AFTER", 0.2)
+    monkeypatch.setattr(cache_lock, "STOPPED_PATIENCE", 0.5)
+    begin = time.monotonic()
+    found = decoded(data)
+    assert time.monotonic() - begin < 10  # each fallback waited for PATIENCE again
+    assert found.form == "off"
+    builder = f"process {process.pid} on {socket.gethostname()}"
+    assert f"{builder} builds this cache and is stopped" in found.note
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    # The way out works when it is pasted.
+    (way_out,) = re.findall(r"continue it with (kill -CONT \d+)", lines[0])
+    subprocess.run(shlex.split(way_out), check=True)
     assert process.communicate(timeout=60)[0].strip().split("|")[2] == "disk"  # and nothing was harmed
     assert decoded(data).form == "disk"
     assert not leftovers(data)
 
 
 def test_a_process_that_takes_long_is_waited_for(data, monkeypatch):
-    process = start(data, pause=0.5, pays=0)  # 3 processes: some images are done each 1.5 seconds, all after 6
+    process = start(data, pause=0.1)  # some images are done each 1.6 seconds, all after 3.6
     wait_for(lambda: is_building(data))
-    monkeypatch.setattr(cache, "PATIENCE", 4)
+    monkeypatch.setattr(cache_lock, "PATIENCE", 2.6)
     monkeypatch.setattr(reading, "decode", lambda *_: pytest.fail("decoded again"))
     assert decoded(data).form == "disk"
     process.communicate(timeout=60)
@@ -560,5 +856,4 @@ def test_what_is_long_is_a_question_of_bytes_too(data, monkeypatch):
 def test_the_manifest_is_small(data):
     decoded(data)
     (path,) = (data / ".cache").glob("*.json")
-    assert set(json.loads(path.read_text())) == {"state", "form", "bad"}
-    assert path.stat().st_size < 300
+    assert path.stat().st_size < 700

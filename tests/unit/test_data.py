@@ -125,8 +125,8 @@ def test_paths_are_a_sequence_of_str(monkeypatch):
 
 def test_an_index_is_compact_and_parts_share_the_names(data):
     index = index_split(data / "train", "train", data)
-    columns = (index.paths.starts, index.paths.lengths, index.labels, index.sizes, index.mtimes)
-    assert sum(column.nbytes for column in columns) == 30 * len(index)
+    columns = (index.paths.starts, index.paths.lengths, index.labels, index.sizes, index.mtimes, index.ctimes)
+    assert sum(column.nbytes for column in columns) == 38 * len(index)
     assert len(index.paths.names) == sum(map(len, index.paths))
     part = index.select(np.array([30, 2]), "valid")
     assert part.paths.names is index.paths.names
@@ -535,7 +535,7 @@ def part_of(labels: np.ndarray, digests: np.ndarray) -> source.Source:
     """A Source of files that are nowhere."""
     num = len(labels)
     paths, numbers = Paths.of(map(str, range(num))), np.arange(num)
-    index = indexing.Index(Path(), "train", list("abcd"), paths, labels, numbers, numbers)
+    index = indexing.Index(Path(), "train", list("abcd"), paths, labels, numbers, numbers, numbers)
     return source.Source(index, digests, None, numbers, 8, "crop", "off")
 
 

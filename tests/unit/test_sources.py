@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from model.images import cache, folds, subsets
 from model.images.cache import open_decoded
+from model.images.cached.intact import CheckedJpegs
 from model.images.decode import base_image, image_size
 from model.images.image_folder import base_size
 from model.images.index import Index, by_class, index_split
@@ -27,9 +28,8 @@ def make_source(labels: list[int], digests: np.ndarray | None = None, images: np
     if digests is None:
         digests = numbers.astype(">u8").view(np.uint8).reshape(num, 8).repeat(2, axis=0).reshape(num, 16)
     classes = list("abcdefgh")[: max(labels) + 1]
-    index = Index(
-        Path(), "train", classes, Paths.of(f"{n}.png" for n in range(num)), np.array(labels, np.int32), numbers, numbers
-    )
+    paths = Paths.of(f"{n}.png" for n in range(num))
+    index = Index(Path(), "train", classes, paths, np.array(labels, np.int32), numbers, numbers, numbers)
     size = 8 if images is None else images.shape[1]
     return Source(index, digests, images, numbers, size, "crop", "off" if images is None else "ram")
 
@@ -129,7 +129,9 @@ def test_positions_by_class():
 
 def test_a_lossy_cache_goes_with_the_training_part_alone():
     source = make_source([0, 0, 1, 1])
-    source.jpegs, source.form, source.skipped = cache.Jpegs(np.empty(0, np.uint8), np.zeros(5), 8), "jpeg", ("x",)
+    digests = np.zeros((4, 32), np.uint8)
+    source.jpegs = CheckedJpegs(np.empty(0, np.uint8), np.zeros(5), 8, digests, lambda row: b"", lambda: None)
+    source.form, source.skipped = "jpeg", ("x",)
     mask = np.array([True, False, True, False])
     train, valid = subset(source, mask, "train"), subset(source, ~mask, "valid")
     assert (train.jpegs, train.form, train.skipped) == (source.jpegs, "jpeg", ("x",))
@@ -208,7 +210,7 @@ def test_the_names_and_contents_of_a_cache_by_hand(tmp_path):
     files = sorted((data / "train").rglob("*.png"))
     index = index_split(data / "train", "train", data)
     open_decoded(index, 8, "crop", "disk", tmp_path / "cache")
-    state = hashlib.sha256(repr(((3,), 6)).encode())
+    state = hashlib.sha256(repr(((4,), 6)).encode())
     state.update(b"".join(str(path.relative_to(data)).encode() for path in files))
     state.update(np.array([len("train/a/a0.png")] * 6, "<u2").tobytes())
     state.update(np.array([path.stat().st_size for path in files], "<i8").tobytes())
@@ -217,8 +219,9 @@ def test_the_names_and_contents_of_a_cache_by_hand(tmp_path):
     key = int.from_bytes(hashlib.blake2b(parts.encode(), digest_size=8).digest(), "little") >> 1
     stem = f"data-train-8crop-{key:016x}"
     short = state.hexdigest()[:12]
+    kinds = (".npy", ".digests", ".blocks", ".ctimes")
     made = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert made == {f"{stem}.json", f"{stem}.lock", f"{stem}-{short}.npy", f"{stem}-{short}.digests"}
+    assert made == {f"{stem}.json", f"{stem}.lock", *(f"{stem}-{short}{kind}" for kind in kinds)}
     digests = [hashlib.blake2b(path.read_bytes(), digest_size=16).digest() for path in files]
     assert (tmp_path / "cache" / f"{stem}-{short}.digests").read_bytes() == b"".join(digests)
     images = np.load(tmp_path / "cache" / f"{stem}-{short}.npy")
