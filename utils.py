@@ -235,6 +235,12 @@ def command(*parts: object) -> str:
     return shlex.join(map(str, parts))
 
 
+def say(line: str) -> None:
+    """Print a line on stderr at once: something that a person should know while, or before, it takes long."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
 def run_script(main: Callable[[list[str]], int | None]) -> None:
     """Call main(argv) and exit with its code; see `run_command`."""
     _open_streams()

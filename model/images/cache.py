@@ -22,11 +22,11 @@ from model.images.cached import files as cache_files
 from model.images.cached import lock as cache_lock
 from model.images.cached.files import CacheFiles, Manifest, NotACache
 from model.images.cached.intact import DIGEST_BYTES, CheckedImages, CheckedJpegs, rows_per_block
-from model.images.cached.lock import lock_file, say
+from model.images.cached.lock import lock_file
 from model.images.decode import ImageError, base_image, decode, read_bytes
 from model.images.index import Index
 from model.images.reading import DIGEST_SIZE, DecodingPass, Reading, digest_of, keep_in_file, read_all
-from utils import UserError, cache_home
+from utils import UserError, cache_home, say
 
 MAX_AUTO_BYTES = 8 << 30
 JPEG_QUALITY = 90

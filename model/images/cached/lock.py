@@ -5,13 +5,14 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from utils import say
 
 PATIENCE = 60.0  # seconds that another process may make no progress with the same cache
 STOPPED_PATIENCE = 10.0  # seconds after it was seen that the process is stopped
@@ -167,9 +168,3 @@ def _sign(descriptor: int) -> None:
 def _touch(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.utime(descriptor)
-
-
-def say(line: str) -> None:
-    """Print a line on stderr at once."""
-    if sys.stderr is not None:
-        print(line, file=sys.stderr, flush=True)
