@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from folder.older_commands import explain_older_command
 from params import parse_overrides
 from utils import JsonObject, UserError
 
@@ -26,6 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         """(flags, nested dictionary of the parameters changed)."""
+        if self.prog == "train.py" and (older := explain_older_command(argv)):
+            raise UserError(older)
         own, others = [], []
         words = list(argv)
         while words:

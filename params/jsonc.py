@@ -57,12 +57,53 @@ def decode(text: str) -> Any:
         _check_depth(value)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
+        mistake = _describe_mistake(text, error)
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {mistake}") from None
     except RecursionError:
         raise ValueError(f"nested too deeply (more than {MAX_DEPTH} levels)") from None
     except UnicodeEncodeError:
         raise ValueError("holds half a surrogate pair, which is no character") from None
     return value
+
+
+def _describe_mistake(text: str, error: json.JSONDecodeError) -> str:
+    """What was written wrongly at the place where Python's parser stopped, and what to write instead."""
+    rest = text[error.pos :]
+    match = _TOKEN.match(rest)
+    token = match[0].rstrip() if match else ""
+    shown = shorten(token)
+    if not text.strip():
+        return "the file is empty; {} is enough"
+    if error.msg.startswith("Expecting") and not token:
+        return "the text ends too early: a closing } or ] is missing"
+    if token.startswith("'"):
+        return 'single quotes; JSON takes double quotes: "..."'
+    if error.msg.startswith("Expecting ','"):
+        return f"a comma is missing before {token[:60]}"
+    if error.msg.startswith("Expecting ':'"):
+        return f"a colon is needed between a key and its value, not {shown}"
+    if error.msg.startswith("Expecting property name"):
+        return "one comma too many" if token == "," else f"a key takes double quotes; {shown} given"
+    if error.msg.startswith("Expecting value"):
+        return _describe_value(token, is_start=not text[: error.pos].strip())
+    if error.msg.startswith(("Unterminated string", "Invalid control character")):
+        return 'the closing " of a text is missing on this line'
+    if "escape" in error.msg:
+        return r"a backslash in a text is written twice: \\"
+    return "something follows the closing }" if error.msg == "Extra data" else error.msg
+
+
+def _describe_value(token: str, is_start: bool) -> str:
+    """What is wrong with `token`, which stands in the place of a value."""
+    if is_start:
+        return 'this is not JSON, which begins with {, as in {"arch": "resnet9"}'
+    if token in _WORDS:
+        return f"{token} is Python; JSON writes {json.dumps(_WORDS[token])}"
+    if _NUMBER.fullmatch(token):
+        return f"{token} is not a JSON number; write {json.dumps(float(token))}"
+    if token in (",", "}", "]"):
+        return f"a value is missing before {token}"
+    return f'a text takes double quotes: "{token[:60]}"'
 
 
 def decode_word(text: str) -> Any:

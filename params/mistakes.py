@@ -10,6 +10,13 @@ from params.names import FREE, SECTIONS, suggest
 from params.schema import describe, node_of, words_of
 from utils import nearest
 
+SECTION_EXAMPLES = {
+    "early_stopping": {"patience": 3},
+    "freeze": {"groups": 2, "epochs": 1},
+    "progressive": {"initial_scale": 0.5},
+    "search": {"sampler": "random", "num_trials": 30},
+}
+
 
 def explain(error: ValidationError) -> tuple[list[str], str]:
     """(path of the key, one line) for the first mistake: what was given, what is possible."""
@@ -31,7 +38,10 @@ def explain(error: ValidationError) -> tuple[list[str], str]:
     place = name + "".join(f"[{part}]" for part in mistake["loc"] if isinstance(part, int))
     wrong = mistake["input"]
     near = nearest(wrong[:60], words_of(schema, node)) if isinstance(wrong, str) else ""
-    return path, f"{place}: {shorten(wrong)} given; {possible}{f'; {near}' if near.startswith('did') else ''}"
+    hint = f"; {near}" if near.startswith("did") else ""
+    if name in SECTION_EXAMPLES and not isinstance(wrong, dict):
+        hint = f"; for example {shorten({name: SECTION_EXAMPLES[name]})[1:-1]}"
+    return path, f"{place}: {shorten(wrong)} given; {possible}{hint}"
 
 
 def check_space(keys: Keys, name: str, space: Any) -> None:

@@ -67,6 +67,7 @@ _OTHER_WORDS = {
     "div_factor": "div",
     "arch_args": "model_args",
     "arch_args.n_filters": "n_filters num_filters filters",
+    "arch_args.n_layers": "n_layers num_layers",
     "hyper_search": "hyperparams search_space grid",
     "early_stopping.patience": "patience",
     "early_stopping.monitor_metric": "monitor monitor_metric",
@@ -77,11 +78,18 @@ _OTHER_WORDS = {
     "freeze.groups": "groups freeze_groups",
 }
 SYNONYMS = {word: name for name, words in _OTHER_WORDS.items() for word in words.split()}
+# words of other tools for which there is no key -> what to do instead
+HABITS = {
+    "reload": "a run continues when its command is repeated; --resume insists on it",
+    "overfit": "for a few images without augmentation: --limit_train=64 --augment=none",
+}
 
 
 def suggest(name: str, section: str = "") -> str:
     """Suggest what `name`, written in `section`, was probably meant to be."""
     word = name.lower().replace("-", "_")[:60]
+    if word.rpartition(".")[2] in HABITS:
+        return HABITS[word.rpartition(".")[2]]
     if word.startswith("model."):
         return f"did you mean 'arch_args.{word[6:]}'?"
     meant = SYNONYMS.get(word, word)

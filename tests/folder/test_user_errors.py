@@ -127,9 +127,9 @@ def test_a_mistyped_flag_is_answered_with_the_one_that_was_meant(flag, near, dat
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "Expecting"),
+        ("", "empty"),
         ("[]", "object"),
-        ("{", "Expecting"),
+        ("{", "a closing } or ] is missing"),
         ('{"ps": 0.1, "ps": 0.2}', "twice"),
         ('{"ps": NaN}', "NaN"),
         ('{"ps": 1e999}', "1e999"),

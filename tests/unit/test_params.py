@@ -764,3 +764,39 @@ def test_every_key_is_documented() -> None:
 def test_import_is_light() -> None:
     code = "import sys, params; assert not {'torch', 'numpy', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "mistake"),
+    [
+        ('{"arch": "lenet" "wd": 2}', "line 1, column 18", 'a comma is missing before "wd"'),
+        ("{'arch': 'lenet'}", "line 1, column 2", "single quotes; JSON takes double quotes"),
+        ("{\"arch\": 'lenet'}", "line 1, column 10", "single quotes; JSON takes double quotes"),
+        ('{"arch": "lenet",,}', "line 1, column 18", "one comma too many"),
+        ('{\n  "arch": lenet\n}', "line 2, column 11", 'a text takes double quotes: "lenet"'),
+        ('{"arch": "lenet"', "line 1, column 17", "the text ends too early: a closing } or ] is missing"),
+        ("arch: lenet", "line 1, column 1", 'this is not JSON, which begins with {, as in {"arch": "resnet9"}'),
+        ('{"pretrain": True}', "line 1, column 14", "True is Python; JSON writes true"),
+        ('{"lr": .1}', "line 1, column 8", ".1 is not a JSON number; write 0.1"),
+        ('{"arch" = "lenet"}', "line 1, column 9", 'a colon is needed between a key and its value, not "="'),
+        ('{"arch": }', "line 1, column 10", "a value is missing before }"),
+        ("{arch: 3}", "line 1, column 2", "a key takes double quotes"),
+        ('{"arch": "lenet}', "line 1, column 10", 'the closing " of a text is missing on this line'),
+        ('{"data_dir": "C:\\data"}', "line 1, column 17", "a backslash in a text is written twice"),
+        ('{"wd": 1}}', "line 1, column 10", "something follows the closing }"),
+        ("", "line 1, column 1", "the file is empty; {} is enough"),
+    ],
+)
+def test_a_mistake_in_json_is_said_as_a_person_made_it(tmp_path, text, place, mistake):
+    (tmp_path / "params.json").write_text(text)
+    with pytest.raises(UserError) as raised:
+        params_module.load(tmp_path)
+    assert f"params.json: {place}: {mistake}" in str(raised.value)
+
+
+def test_a_section_given_as_a_number_is_answered_with_an_example(tmp_path):
+    for key, example in (("early_stopping", '{"patience": 3}'), ("freeze", '{"groups": 2, "epochs": 1}')):
+        (tmp_path / "params.json").write_text(f'{{"{key}": 3}}')
+        with pytest.raises(UserError) as raised:
+            params_module.load(tmp_path)
+        assert f'for example "{key}": {example}' in str(raised.value)

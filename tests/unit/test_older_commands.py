@@ -1,0 +1,66 @@
+"""Command lines of the older templates get the command that does the same here."""
+
+import shlex
+
+import pytest
+from kit import call
+
+from folder.arguments import train_parser
+from folder.older_commands import explain_older_command
+
+COMMANDS = {
+    "cifar10 results/test_run --n_filters=10": "--data_dir data/cifar10 --model_dir results/test_run "
+    "--base experiments/simple_cnn --arch_args.n_filters=10",
+    "cifar10 test_run --model.n_filters=10": "--data_dir data/cifar10 --model_dir test_run "
+    "--base experiments/simple_cnn --model.n_filters=10",
+    "cifar10 test_run_lenet --model=lenet": "--data_dir data/cifar10 --model_dir test_run_lenet "
+    "--base experiments/simple_cnn --arch=lenet",
+    "cifar10 t --lr_schedule='[[3, 0.1],[100, 0.01]]'": "--data_dir data/cifar10 --model_dir t "
+    "--base experiments/simple_cnn '--lr_schedule=[[3, 0.1],[100, 0.01]]'",
+    "root results/mine --n_layers=10": "--data_dir data/root --model_dir results/mine --base experiments/simple_cnn "
+    "--arch_args.n_layers=10",
+    "save_to_folder configs/cnn.gin": "--model_dir save_to_folder",
+    "save_to_folder configs/cnn.gin -b='training_loop.n_epochs=5;training_loop.reload=True'": "--model_dir "
+    "save_to_folder --num_epochs=5",
+    "save_to_folder configs/cnn.gin -b 'training_loop.n_epochs=5'": "--model_dir save_to_folder --num_epochs=5",
+}
+
+
+@pytest.mark.parametrize("older", COMMANDS)
+def test_the_answer_holds_a_command_that_is_understood(older):
+    message = explain_older_command(shlex.split(older))
+    assert f"python train.py {COMMANDS[older]}" in message
+    words = shlex.split(COMMANDS[older])
+    flags, overrides = train_parser("").parse(words)  # raises for a flag that does not exist
+    assert flags.model_dir
+    assert len(overrides) == sum("=" in word for word in words)
+
+
+def test_a_folder_that_is_there_is_taken_as_it_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/params.json").write_text("{}")
+    message = explain_older_command([str(tmp_path), str(tmp_path / "run")])
+    assert f"--data_dir {tmp_path} --model_dir {tmp_path / 'run'}" in message
+    assert "--base" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("experiments/quickstart reload=True", "begins with two dashes: --reload=True"),
+        ("experiments/quickstart --reload=True", "a run continues when its command is repeated"),
+        ("experiments/quickstart --training_loop.reload=True", "a run continues when its command is repeated"),
+        ("experiments/quickstart --overfit 10", "--limit_train=64 --augment=none"),
+        ("experiments/quickstart --n_layers=10", "did you mean 'arch_args.n_layers'?"),
+    ],
+)
+def test_one_line_for_words_of_the_older_templates(words, answer):
+    code, out = call("train", *shlex.split(words))
+    assert code == 2
+    assert answer in out
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["experiments/a", "--data_dir a=b --model_dir M", "M --arch net.py:Net", "M -h", ""])
+def test_command_lines_of_today_are_left_alone(words):
+    assert explain_older_command(shlex.split(words)) == ""
