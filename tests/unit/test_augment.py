@@ -207,6 +207,34 @@ def test_one_gather_is_what_the_transforms_do_one_after_another(recipe, num, epo
         assert torch.equal(gather.gather_by_pixel(store, rows, drawn), wanted)
 
 
+@pytest.mark.parametrize("hole", [(3, 5), (8, 8), (1, 8), (20, 3)])
+@pytest.mark.parametrize("crop", ["RandomCrop", "CenterCrop"])
+def test_holes_of_a_gather_are_those_of_the_transforms(crop, hole):
+    """By pixels, by runs and where nothing is cut off: some images with a hole, some without, to the bit."""
+    steps = [("PadIfNeeded", 14, 13), (crop, 8, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", *hole)]
+    transforms = [transform_of(*step) for step in steps]
+    augment = Augment(transforms, 8, seed=3)
+    store = torch.from_numpy(np.random.default_rng(0).integers(100, 256, (9, 12, 11, 3)).astype(np.uint8))
+    rows, positions = np.arange(40) % 9, np.arange(40)
+    wanted = augment.batch(store[rows], 2, positions)
+    has_hole = (wanted == hole[0]).all(dim=3).flatten(1).any(dim=1)
+    assert 8 < int(has_hole.sum()) < 32
+    gather = fuse(augment.batch_transforms, 12, 11, 8, on_cpu=True)
+    assert isinstance(gather, FusedGather)
+    drawn = gather.draw_windows(40, lambda streams: augment.draw(2, positions, streams))
+    assert torch.equal(gather.gather_by_pixel(store, rows, drawn), wanted)
+    assert torch.equal(gather.gather_by_run(store, rows, drawn), wanted)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 8), (8, 11), (12, 11)])
+def test_crops_that_leave_a_side_whole_are_gathered(size):
+    augment = Augment([transform_of("CenterCrop", *size), transform_of("CenterCrop", 8, 8)], 8, seed=3)
+    assert isinstance(fuse(augment.batch_transforms, 12, 11, 8, on_cpu=True), FusedGather)
+    store = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 12, 11, 3)).astype(np.uint8))
+    top, left = (12 - size[0]) // 2 + (size[0] - 8) // 2, (11 - size[1]) // 2 + (size[1] - 8) // 2
+    assert torch.equal(pieces(augment, store, np.arange(3)), store[:, top : top + 8, left : left + 8])
+
+
 def test_what_the_presets_need_is_one_gather():
     for preset, base, kind in (
         ("none", 36, FusedGather),

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support
 from torch.nn.functional import cross_entropy
 
 from engine.measure import (
@@ -17,7 +17,7 @@ from engine.measure import (
     read_means,
     sum_per_image,
 )
-from engine.use.evaluation import LargestLosses, measure
+from engine.use.evaluation import LargestLosses, mean_scores, measure, score_classes
 from model.metric import PerImage, Set, make_metrics
 
 
@@ -128,3 +128,13 @@ def test_labels_may_be_soft():
     soft = torch.nn.functional.one_hot(LABELS, 3).float()
     values = measure_images({"loss": PerImage(lambda lo, la: cross_entropy(lo, la, reduction="none"))}, LOGITS, soft)
     assert torch.allclose(values["loss"], cross_entropy(LOGITS, LABELS, reduction="none"))
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [1, 3], [2]])
+def test_means_over_the_classes_that_have_images_are_scikit_learns(present):
+    rng = np.random.default_rng(1)
+    labels, predicted = rng.choice(present, 60), rng.integers(0, 4, 60)
+    mean = mean_scores(score_classes(torch.from_numpy(labels), torch.from_numpy(predicted), list("abcd"))[1])
+    expected = precision_recall_fscore_support(labels, predicted, labels=present, average="macro", zero_division=0)
+    assert (mean.precision, mean.recall, mean.f1) == pytest.approx(expected[:3])
+    assert mean.images == 60
