@@ -342,3 +342,6 @@ def test_groups_of_one_value_are_not_judged_but_may_be_best():
     best_alone = judge([*shifted(0.5, 0.4), {"1": 9.0}], is_paired=False)
     assert (best_alone.best, best_alone.p, best_alone.unjudged) == (2, None, [])
     assert judge(shifted(0.5, 0.5), is_paired=False).best == 0, "a tie keeps the first"
+    two_each = judge([{"1": 0.1, "2": 0.2}, {"1": 0.3, "2": 0.5}], is_paired=False)
+    assert (two_each.unjudged, two_each.p_holm[1]) == ([], None)
+    assert two_each.p_holm[0] is not None
