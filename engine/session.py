@@ -19,7 +19,9 @@ from engine.precision import Choice
 from engine.schedule import num_steps
 from engine.state import Row, SavedState, Shard, State
 from engine.use.repair import write_derived
+from folder.aside import move_aside
 from folder.closing import closing_block
+from folder.console import open_log
 from folder.folder import Folder, now
 from folder.history import best_row
 from folder.provenance import snapshot, update_meta, write_meta
@@ -135,9 +137,9 @@ class Session:
         """Make the folder, record what is going to run, and greet."""
         plan, loader, state = self.plan, self.run.train_loader, self.state
         # The folder: an earlier attempt is moved aside, the log is opened.
-        moved = self.folder.move_aside() if plan.restart else None
+        moved = move_aside(self.folder.path) if plan.restart else None
         self.folder.create(plan.written, plan.request.scratch_dir)
-        self.folder.open_log(to_stderr=plan.request.json)
+        open_log(self.folder.path, to_stderr=plan.request.json)
         self.checkpoints.clean()
         # What runs: code, parameters, versions, data, augmentation.
         snapshot(self.folder, self.resolved, state.step)

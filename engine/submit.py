@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.plan import Plan
+from folder.aside import move_aside
 from folder.folder import Folder
 from folder.provenance import source_files
 from include import JOBS, ROOT
@@ -226,7 +227,7 @@ def submit(folder: Folder, argv: Sequence[str], decide: Callable[[], Plan]) -> s
         folder.check_writable()
         queue = SlurmQueue(home, plan.params.search.slurm)  # its options are checked before anything is moved
         if plan.restart:
-            folder.move_aside()
+            move_aside(folder.path)
         # the job runs a copy of the code
         words = [sys.executable, str(copy_code(home) / "train.py"), *without(argv, "--engine", "--restart")]
         job = queue.submit({name: words})[name]

@@ -2,9 +2,15 @@
 
 import contextlib
 import io
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from include import STDERR, STDOUT, TRAIN_LOG
+
+log = logging.getLogger("train")
 
 
 class Tee(io.TextIOBase):
@@ -39,3 +45,33 @@ class Tee(io.TextIOBase):
         self.flush()
         self.file.close()
         return self.stream
+
+
+def open_log(folder: Path, to_stderr: bool = False) -> None:
+    """Everything printed from now on also goes to train.log, record/stdout.txt and record/stderr.txt of `folder`."""
+    # the streams
+    sys.stdout = Tee(sys.stdout, folder / STDOUT)
+    sys.stderr = Tee(sys.stderr, folder / STDERR)
+    # the log: on the screen and in its file
+    file = logging.FileHandler(folder / TRAIN_LOG, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    screen = logging.StreamHandler(sys.stderr if to_stderr else sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [file, screen]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # what goes only into the file
+    only_file = logging.getLogger("train.file")
+    only_file.handlers[:] = [file]
+    only_file.propagate = False
+
+
+def close_log() -> None:
+    """Close what open_log opened; the streams of this process are its own again."""
+    for handler in log.handlers:
+        handler.close()
+    log.handlers.clear()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, Tee):
+            setattr(sys, name, stream.close_copy())

@@ -9,53 +9,37 @@ import hashlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import params as params_module
-from folder.console import Tee
+from folder.console import close_log
 from folder.history import flat_metrics, history_csv
 from folder.lock import BusyError, give_back, take
 from include import (
-    ATTEMPTS,
     AUGMENTATION,
-    BATCH_PNG,
     CHECKPOINTS,
-    EVALUATION,
     EXIT_BUSY,
     EXIT_DAMAGED,
     EXIT_SYSTEM,
     HISTORY_CSV,
     HISTORY_JSON,
-    LR_FIND_PNG,
     META,
     METRICS_BEST,
     METRICS_LAST,
-    METRICS_TEST,
     PARAMS,
     RECORD,
     RESOLVED,
     STATUS,
-    STDERR,
-    STDOUT,
     TENSORBOARD,
-    TRAIN_HISTORY_PNG,
-    TRAIN_LOG,
     WEIGHTS,
 )
 from params import Params
 from utils import UserError, read_json, to_json, write_atomic, write_json
 
 log = logging.getLogger("train")
-
-OUTPUTS = (
-    HISTORY_JSON, HISTORY_CSV, METRICS_BEST, METRICS_LAST, METRICS_TEST, EVALUATION, TRAIN_LOG,
-    TRAIN_HISTORY_PNG, BATCH_PNG, LR_FIND_PNG, WEIGHTS, CHECKPOINTS, TENSORBOARD, RECORD, "report.html",
-)  # fmt: skip
-
 
 PINNED = {"classes": list, "mean": list, "std": list, "im_sz": int, "data": dict, "machine": dict, "choice": dict,
           "automatic": dict}  # fmt: skip
@@ -156,7 +140,7 @@ class Folder:
                 self.acquire()
             yield self
         finally:
-            self.close_log()
+            close_log()
             if self._lock is not None:
                 give_back(self._lock)
             self._lock = None
@@ -216,43 +200,6 @@ class Folder:
             place = place.parent
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{place}: this user may not write here", EXIT_SYSTEM)
-
-    def move_aside(self) -> Path | None:
-        """Move an earlier attempt to attempts/N; what the user wrote stays. None when there is nothing to move."""
-        present = [self.path / name for name in OUTPUTS if os.path.lexists(self.path / name)]
-        present += sorted(self.path.glob("evaluation_*")) + sorted(self.path.glob("metrics_*_*.json"))
-        if not present:
-            return None
-        numbers = [int(p.name) for p in (self.path / ATTEMPTS).glob("*") if p.name.isdigit()]
-        target = self.path / ATTEMPTS / str(max(numbers, default=0) + 1)
-        target.mkdir(parents=True)
-        for path in dict.fromkeys(present):
-            if os.path.lexists(path):
-                os.rename(path, target / path.name)
-        return target
-
-    def open_log(self, to_stderr: bool = False) -> None:
-        """Everything printed from now on also goes to train.log, record/stdout.txt and record/stderr.txt."""
-        sys.stdout = Tee(sys.stdout, self.path / STDOUT)
-        sys.stderr = Tee(sys.stderr, self.path / STDERR)
-        file = logging.FileHandler(self.path / TRAIN_LOG, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        screen = logging.StreamHandler(sys.stderr if to_stderr else sys.stdout)
-        screen.setFormatter(logging.Formatter("%(message)s"))
-        log.handlers[:] = [file, screen]
-        log.setLevel(logging.INFO)
-        log.propagate = False
-        only_file = logging.getLogger("train.file")
-        only_file.handlers[:], only_file.propagate = [file], False
-
-    def close_log(self) -> None:
-        for handler in log.handlers:
-            handler.close()
-        log.handlers.clear()
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if isinstance(stream, Tee):
-                setattr(sys, name, stream.close_copy())
 
     def write_status(self, state: str, message: str = "", code: int = 0, **where: Any) -> None:
         """record/status.json; "running" at most once in two seconds."""
