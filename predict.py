@@ -8,16 +8,20 @@ One row per image: path, label_1, prob_1, ..., error. A file that cannot be read
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder
+from folder.provenance import check_frozen_code, pick_code
+from folder.trust import Consent
 from include import EXIT_USER, IMAGE_EXTENSIONS
 from utils import JsonObject, UserError, run_script, to_json
 
@@ -38,6 +42,8 @@ def make_parser() -> Parser:
     add("--model_dir", metavar="M", required=True, help="the experiment folder, trained")
     add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
     add("--top", type=int, default=1, metavar="K", help="the K likeliest classes (default: 1)")
+    add("--code", choices=["folder", "tree"], help="whose code computes (default: the folder's, if the tree's changed)")
+    add("--trust", action="store_true", help="run the code that the folder brings, though it is not sealed as yours")
     add("--csv", metavar="FILE", help="write the table to this file, with all digits")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = "--device=cpu|cuda|mps says where to compute (default: chosen for the machine)"
@@ -123,6 +129,28 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     write_csv(path, list(rows[0]), [[exact(value) for value in row.values()] for row in rows])
 
 
+def name_classes(
+    flags: argparse.Namespace, overrides: JsonObject, paths: Sequence[str], command: Sequence[str]
+) -> JsonObject:
+    """{"weights", "failed", "rows"}, computed by this tree or, where it has changed, by the folder's frozen copy."""
+    say = partial(print, file=sys.stderr)
+    consent = Consent(flags.trust, command, say)
+    folder = Folder(flags.model_dir)
+    if pick_code(folder, flags.code, say) == "folder":
+        from engine.use.frozen import predict_rows
+
+        check_frozen_code(folder.path, consent)
+        words = ["--model_dir", flags.model_dir, "--restore_file", flags.restore_file, "--top", str(flags.top)]
+        return predict_rows(folder.path, words, flags.images, overrides)
+    from engine.use.inference import load_trained
+    from model.net import make_net
+    from model.tta import average_views
+
+    trained = load_trained(folder, flags.restore_file, make_net, average_views, overrides, consent)
+    rows = list(predict(trained, paths, min(flags.top, len(trained.classes))))
+    return {"weights": str(trained.path), "failed": sum(bool(row["error"]) for row in rows), "rows": rows}
+
+
 def main(argv: list[str]) -> int:
     args, overrides = make_parser().parse(argv)
     if other := set(overrides) - {"device", "cuda", "tta"}:
@@ -142,17 +170,13 @@ def main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold anything
 
-    from engine.use.inference import load_trained
-    from model.net import make_net
-    from model.tta import average_views
-
-    trained = load_trained(Folder(args.model_dir), args.restore_file, make_net, average_views, overrides)
-    rows = list(predict(trained, paths, min(args.top, len(trained.classes))))
-    failed = sum(bool(row["error"]) for row in rows)
+    answer = name_classes(args, overrides, paths, ["python", "predict.py", *argv])
+    rows = answer["rows"]
+    failed = answer["failed"]
     if args.csv:
         write_table(Path(args.csv), rows)
     if args.json:
-        print(to_json({"weights": str(trained.path), "failed": failed, "rows": rows}), end="")
+        print(to_json(answer), end="")
     else:
         print(f"{len(rows)} rows in {args.csv}" if args.csv else format_table(rows))
     if failed:

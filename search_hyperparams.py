@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from folder.arguments import Parser
 from folder.folder import Folder
 from folder.provenance import surroundings
+from folder.trust import Consent
 from include import CODE, FOLDS
 from params import deep_merge
 from report.figures import warm_up
@@ -53,6 +54,7 @@ def make_parser() -> Parser:
     add("--dry_run", action="store_true", help="write the children, list them, and stop")
     add("--fail_fast", action="store_true", help="start no more children once one has failed")
     add("--accept", action="append", choices=["code"], help="continue with the current code")
+    add("--trust", action="store_true", help="run the code that this search froze, though it is not sealed as yours")
     add("--cache_dir", metavar="DIR", help="folder for decoded images (default: .cache beside the data)")
     add("--scratch_dir", metavar="DIR", help="folder for checkpoints and events of the children")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
@@ -137,7 +139,9 @@ def main(argv: list[str]) -> int:
         for key in ("cache_dir", "scratch_dir"):
             search.arguments += [f"--{key}", os.path.abspath(value)] if (value := getattr(args, key)) else []
         # the code they run
-        for remark in freeze_code(search, bool(args.accept)):
+        say = partial(print, file=sys.stderr) if args.json else print
+        consent = Consent(args.trust, ["python", "search_hyperparams.py", *argv], say)
+        for remark in freeze_code(search, bool(args.accept), consent):
             print(remark, file=sys.stderr if args.json else sys.stdout)
         if assignment:
             write_json(folder.path / FOLDS, assignment)

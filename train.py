@@ -183,7 +183,7 @@ def main(argv: list[str]) -> int | None:
         return print(submit(folder, argv, lambda: decide(folder, request)))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         if args.verify:
-            return print(verify(folder, args.data_dir, args.scratch_dir))
+            return print(verify(folder, request))
         plan = decide(folder, request)
         if plan.verb == "done":
             remarks = [] if is_whole(folder) else repair(folder)

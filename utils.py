@@ -8,6 +8,7 @@ import ctypes
 import difflib
 import errno
 import hashlib
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -20,6 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER
@@ -80,6 +82,14 @@ def reference_file(reference: str) -> str:
     return reference.rpartition(":")[0]
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the source each time; reads and writes no __pycache__."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_reference(reference: str, folder: Path) -> Any:
     """The object that "file.py:Name" means, the file being relative to `folder`. Runs that file as Python, once."""
     name = reference_name(reference)
@@ -89,10 +99,10 @@ def load_reference(reference: str, folder: Path) -> Any:
         path = Path(os.path.normpath(path))
     if not path.is_file():
         raise UserError(f"{reference!r}: there is no file {path}")
-    # import it under a name made from its path
+    # import it under a name made from its path; what Python compiled earlier is not used: it may be of another source
     module_name = f"_experiment_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
     if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
+        spec = importlib.util.spec_from_file_location(module_name, path, loader=_SourceLoader(module_name, str(path)))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -12,7 +12,7 @@ from folder.arguments import Request
 from folder.folder import Folder
 from folder.locate import find_data, find_weights
 from folder.manifest import read_manifest
-from folder.provenance import changed_files, run_frozen, same
+from folder.provenance import changed_files, check_own_files, run_frozen, same
 from include import CHECKPOINTS, EXIT_DAMAGED, EXIT_NONFINITE, META, PARAMS
 from params import DEFAULTS, Params
 from utils import JsonObject, UserError, command
@@ -134,7 +134,7 @@ def decide(folder: Folder, request: Request) -> Plan:
     if not has_run:
         return decide_start(plan)
     if request.code == "folder":
-        run_frozen(folder, list(request.argv))
+        run_frozen(folder, request)
     return decide_continuation(plan, meta, manifest)
 
 
@@ -157,6 +157,8 @@ def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
     wrong = [f"--{name}" for name, value in flags.items() if value]
     if wrong or given.code == "folder":
         raise UserError(f"--find_lr looks for a learning rate and stops; leave {', '.join(wrong) or '--code'} out")
+    if has_run:
+        check_own_files(plan.folder, plan.params.resolved(), given)
     return with_weights(replace(plan, verb="start", holds_run=has_run), given.restore_file or meta.get("restore_file"))
 
 
@@ -179,6 +181,8 @@ def with_weights(plan: Plan, restore_name: str | None) -> Plan:
 def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> Plan:
     """The plan when the folder holds a run: compare the request with what ran."""
     resolved = plan.folder.resolved()
+    if plan.params.test != (pinned := resolved.get("test", DEFAULTS.test)):
+        raise UserError(f"test: {pinned!r} since the first start of {plan.folder.path}; put it back, or add --restart")
     check_flags(plan, meta, manifest)
     # How far does it go, and what changed?
     plan = replace(plan, pinned=resolved.get("pinned", {}), restore_name=meta.get("restore_file"))
@@ -192,6 +196,7 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
             raise UserError(describe_other_params(plan, changes))
         return replace(plan, verb="done")
     # It continues: every change must be reported.
+    check_own_files(plan.folder, plan.params.resolved(), plan.request)
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
         remarks += refuse(plan, "code", changed_files(plan.folder, resolved))

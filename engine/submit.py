@@ -33,7 +33,8 @@ ANSWER = 60  # seconds that Slurm has to answer
 # The environment variables that reach a process on another machine.
 FORWARDED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *("XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy"),
+    *("XDG_CACHE_HOME", "XDG_STATE_HOME", "TORCH_HOME", "HF_HOME", "SSL_CERT_FILE"),
+    *("http_proxy", "https_proxy", "no_proxy"),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
 )
 ENDED_STATES = {

@@ -69,6 +69,7 @@ def train_parser(doc: str | None) -> Parser:
     add("--accept", action="append", choices=["params", "data", "code", "machine"], help="continue though this changed")
     add("--engine", choices=["local", "slurm"], default="local", help="slurm: train in a Slurm job")
     add("--code", choices=["folder", "tree"], default="tree", help="folder: run the frozen copy in record/code")
+    add("--trust", action="store_true", help="run the code that this folder brings, though it is not sealed as yours")
     only = parser.add_mutually_exclusive_group().add_argument
     only("--verify", action="store_true", help="repeat the training with the frozen code and compare the bytes")
     only("--find_lr", action="store_true", help="train 100 steps at rising learning rates, suggest some, and stop")
@@ -93,6 +94,7 @@ class Request:
     resume: bool = False
     accept: Sequence[str] | None = None
     code: str = "tree"
+    trust: bool = False
     find_lr: bool = False
     prepare: bool = False
     scratch_dir: Path | None = None

@@ -4,18 +4,25 @@ import ast
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from folder.arguments import Request
 from folder.folder import Folder, now
+from folder.trust import Consent, check_trust, find_code, seal
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
-from utils import Json, JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
+from utils import JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
+
+log = logging.getLogger("train")
 
 # Files whose change refuses a resume. The most specific entry for a file decides: the file itself, else the nearest
 # folder above it that is listed. A file under no entry does not count.
@@ -35,14 +42,24 @@ RESULT_CODE = {
     "engine/use": False,
     "engine/use/inference.py": True,
 }
+# What the outputs of a trained net depend on: the net, and the images that it is given.
+INFERENCE_CODE = {
+    "include.py": True,
+    "utils.py": True,
+    "params": True,
+    "model": True,
+    "model/images/build": False,
+    "model/images/check.py": False,
+    "engine/use/inference.py": True,
+}
 VERSION_FILE = "include.py"  # all but its VERSION: a release continues the runs of the last one
 ROOMS = ("params", "model", "folder", "report", "engine", "search")
 MARKER = "EXPERIMENT_FOLDERS_FROZEN"  # set while a frozen copy runs
 
 
-def is_result_code(file: Path) -> bool:
-    """True when a result depends on `file`, a path relative to the kit's root; see RESULT_CODE."""
-    listed = (RESULT_CODE.get(path.as_posix()) for path in (file, *file.parents))
+def is_result_code(file: Path, table: Mapping[str, bool] = RESULT_CODE) -> bool:
+    """True when a result depends on `file`, a path relative to the kit's root; `table`: RESULT_CODE or its like."""
+    listed = (table.get(path.as_posix()) for path in (file, *file.parents))
     return next((counts for counts in listed if counts is not None), False)
 
 
@@ -59,7 +76,7 @@ def _is_byproduct(path: Path) -> bool:
     return path.parent.name == "__pycache__" or path.name.startswith((".", "#")) or path.name.endswith(("~", ".pyc"))
 
 
-def references(values: Json) -> set[str]:
+def references(values: object) -> set[str]:
     """The files named by "file.py:Name" values anywhere in the parameters."""
     if isinstance(values, dict | list):
         parts = values.values() if isinstance(values, dict) else values
@@ -91,6 +108,11 @@ def snapshot(folder: Folder, resolved: JsonObject, step: int = 0) -> None:
     for source, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
+    # seal them: this user ran them
+    try:
+        seal(folder.path, unfinished)
+    except (OSError, UserError, RuntimeError) as error:
+        log.warning("%s cannot be sealed as yours; --trust will be asked for later (%s)", target, error)
     # then give the copies their names
     if target.exists():
         target.rename(target.with_name(f"code_until_step_{step}_{len(list(target.parent.glob('code_*')))}"))
@@ -116,12 +138,12 @@ def _is_version(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["VERSION"]
 
 
-def changed_files(folder: Folder, resolved: JsonObject) -> list[str]:
-    """Files that a result depends on and whose code differs from the copy in record/code/."""
-    frozen = folder.path / CODE
+def changed_files(folder: Folder, resolved: JsonObject, table: Mapping[str, bool] = RESULT_CODE) -> list[str]:
+    """Files that a result depends on (see `table`) and whose code differs from the copy in record/code/."""
+    frozen = find_code(folder.path)
     if not frozen.exists():
         return []
-    names = {name for root in (frozen, ROOT) for name in source_files(root) if is_result_code(name)}
+    names = {name for root in (frozen, ROOT) for name in source_files(root) if is_result_code(name, table)}
     pairs = {str(name): (frozen / name, ROOT / name) for name in names}
     pairs |= {name: (frozen / "experiment" / Path(name).name, folder.path / name) for name in references(resolved)}
     return sorted(name for name, (old, new) in pairs.items() if is_different(old, new))
@@ -145,14 +167,80 @@ def code_differences(one: Path, two: Path) -> list[str]:
     return sorted(str(name) for name in names if is_different(one / name, two / name))
 
 
-def run_frozen(folder: Folder, argv: list[str]) -> None:
-    """Replace this process by the frozen copy of train.py, with the same arguments. Does not return."""
+def pick_code(folder: Folder, asked: str | None, say: Callable[[str], None]) -> Literal["tree", "folder"]:
+    """Whose code computes the outputs of a trained net: this tree's, or the folder's where the tree's has changed.
+
+    The experiment's own files always run as their copies in record/code/, and do not count here. `asked`: --code.
+    """
+    changed = changed_files(folder, {}, INFERENCE_CODE)
+    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    if asked == "tree" and changed:
+        say(f"computed by this tree, as asked, though {names} changed since the training")
+    if asked != "tree" and changed:
+        say(f"{names} changed since the training: {folder.path / CODE} computes; --code tree: the code as it is now")
+    is_frozen = asked == "folder" or (asked is None and bool(changed))
+    return "folder" if is_frozen else "tree"
+
+
+# --- code that comes with a folder ------------------------------------------------------------------------
+
+
+def run_frozen(folder: Folder, request: Request) -> None:
+    """Replace this process by the frozen copy of train.py, with the same arguments. Does not return.
+
+    UserError when there is none, or when this user has neither sealed nor trusted it.
+    """
     script = folder.path / CODE / "train.py"
     if os.environ.get(MARKER):
         return
     if not script.is_file():
         raise UserError(f"--code folder: {folder.path} holds no {CODE}/train.py yet; leave --code out")
-    os.execve(sys.executable, [sys.executable, str(script), *argv], os.environ | {MARKER: "1"})
+    check_frozen_code(folder.path, consent_of(request))
+    words = [word for word in request.argv if word != "--trust"]  # older versions do not know it
+    os.execve(sys.executable, [sys.executable, str(script), *words], os.environ | {MARKER: "1"})
+
+
+def check_frozen_code(folder: Path, consent: Consent) -> None:
+    """UserError unless the frozen copy of the kit in `folder` may run as a program; see check_trust.
+
+    What Python compiled there before is removed: it would run in place of the files that were checked.
+    """
+    check_trust(folder, "its frozen code", consent)
+    for path in find_code(folder).rglob("__pycache__"):
+        shutil.rmtree(path) if not path.is_symlink() else path.unlink()
+
+
+def check_own_files(folder: Folder, values: JsonObject, request: Request) -> None:
+    """UserError unless the files of its own that a trained folder brings may run; see check_trust. Rank 0 checks."""
+    names = sorted(references(values))
+    if names and folder.is_main:
+        check_trust(folder.path, f"its own {', '.join(names)}", consent_of(request), ROOT)
+
+
+def recorded_files(folder: Path, values: JsonObject, consent: Consent) -> tuple[JsonObject, Path]:
+    """(`values` of a record or of a weights file, what their "file.py:Name" are relative to), for code that may run.
+
+    Files run only as their copies in record/code/experiment/, whatever path the record names, and only if this user
+    sealed or trusts them. UserError otherwise. Values without files of their own are relative to the folder.
+    """
+    names = sorted(references(values))
+    if not names:
+        return values, folder
+    copies = folder / CODE / "experiment"
+    for name in names:
+        if not (copies / Path(name).name).is_file():
+            raise UserError(
+                f"{folder}: its record names the code {name}, which runs only as its copy in {CODE}/experiment/; "
+                f"there is no {copies / Path(name).name}"
+            )
+    check_trust(folder, f"its own {', '.join(names)}", consent, ROOT)
+    return localise(values), copies
+
+
+def consent_of(request: Request) -> Consent:
+    """What the command line of train.py says about the code of others."""
+    say = partial(print, file=sys.stderr) if request.json else print
+    return Consent(request.trust, ["python", "train.py", *request.argv], say)
 
 
 def _git(*arguments: str) -> str | None:

@@ -198,6 +198,10 @@ class Keys(Strict):
     )
     on_bad_image: Literal["error", "skip"] = key(DATA, "error", "What to do about an image that cannot be read.")
 
+    test: Literal["counted", "sealed"] = key(
+        DATA, "counted", "Looks at the test split. counted: each is recorded. sealed: one, for one set of weights."
+    )
+
     loss: Text = key(OPT, "cross_entropy", "cross_entropy, focal, FILE.py:NAME.", names="cross_entropy focal")
     label_smoothing: float = key(
         OPT, 0.0, "Fraction of the target probability that is spread evenly over all classes.", ge=0, lt=1

@@ -6,9 +6,11 @@ from pathlib import Path
 import params as params_module
 from folder.folder import Folder
 from folder.locate import find_data, find_weights
-from folder.provenance import changed_files, snapshot
+from folder.provenance import changed_files, check_frozen_code, references, snapshot
+from folder.trust import Consent, check_trust
 from include import CODE, RECORD
 from params import Params
+from search.children import read_params
 from search.engines.registry import ENGINES
 from search.scheduler import SEARCH, Scheduler
 from search.validation import check_search
@@ -48,12 +50,20 @@ def open_search(
     return Scheduler(folder, params, overrides, data, num_slots, arguments), assignment
 
 
-def freeze_code(search: Scheduler, accept: bool) -> list[str]:
-    """Freeze the code in record/code, or keep the frozen one; `accept`: replace it. Returns what to tell the user."""
+def freeze_code(search: Scheduler, accept: bool, consent: Consent) -> list[str]:
+    """Freeze the code in record/code, or keep the frozen one; `accept`: replace it. Returns what to tell the user.
+
+    UserError when code that is there, in the parent or in a child, was not sealed by this user and `consent` is not
+    given.
+    """
     folder = search.folder
     resolved = search.params.resolved()
     (folder.path / RECORD).mkdir(exist_ok=True)
-    changed = changed_files(folder, resolved) if (folder.path / CODE).exists() else []
+    is_frozen = (folder.path / CODE).exists()
+    changed = changed_files(folder, resolved) if is_frozen else []
+    if is_frozen and not (changed and accept):
+        check_frozen_code(folder.path, consent)
+    check_children(search, consent)
     if not changed:
         snapshot(folder, resolved)
         return []
@@ -63,3 +73,12 @@ def freeze_code(search: Scheduler, accept: bool) -> list[str]:
         search.arguments += ["--accept", "code"]
         return [f"continuing with changed code, as accepted: {names}"]
     return [f"the search continues with the code it began with ({names} changed since); --accept code takes the new"]
+
+
+def check_children(search: Scheduler, consent: Consent) -> None:
+    """UserError when a child that goes on has files of its own that neither it nor the parent has sealed."""
+    for child in search.children.by_name.values():
+        path = child.folder.path
+        names = sorted(references(read_params(path))) if child.state == "paused" else []
+        if names:
+            check_trust(path, f"its own {', '.join(names)}", consent, search.folder.path / CODE)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,11 +15,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from engine.measure import compute_outputs, measure_images, measure_split
-from engine.protocols import Loader, Metric
-from include import RECORD, TENSORBOARD, TEST_LOOKS
+from engine.protocols import Loader, Metric, Names
+from include import EVALUATION, TENSORBOARD
 from report.figures import save_confusion_matrix, shorten
 from report.image_sheets import save_sheet, to_pixels
-from report.json_files import count_looks
 from utils import write_atomic
 
 CLASS_HEADS = ("class", "images", "precision", "recall", "f1", "most often taken for")
@@ -44,6 +41,22 @@ class SplitOutput:
     @property
     def losses(self) -> Tensor:
         return cross_entropy(self.logits, self.labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The outputs of a net over a split, and what tables and records say about the split."""
+
+    outputs: SplitOutput
+    classes: Sequence[str]
+    paths: Names  # of the images below the dataset folder, by position
+    num_images: int
+    fingerprint: str  # the identity of the split
+    description: str  # of weights and images, for people
+
+    @classmethod
+    def of(cls, outputs: SplitOutput, loader: Loader, description: str) -> Computed:
+        return cls(outputs, loader.classes, loader.paths, loader.num_images, loader.fingerprint, description)
 
 
 class LargestLosses:
@@ -93,18 +106,6 @@ def measure(metrics: Mapping[str, Metric], logits: Tensor, labels: Tensor) -> di
     }
     values |= measure_split(metrics, logits, labels)
     return {name: values[name] if math.isfinite(values[name]) else None for name in metrics}
-
-
-def record_look(folder: Path, look: dict[str, object]) -> int:
-    """Append a line to record/test_looks.jsonl. Returns the number of looks so far, this one included."""
-    path = folder / TEST_LOOKS
-    (folder / RECORD).mkdir(exist_ok=True)
-    is_torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if is_torn else "") + json.dumps(look, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return count_looks(str(path))
 
 
 # --- tables ---------------------------------------------------------------------------------------------
@@ -187,10 +188,21 @@ def write_csv(path: Path, heads: Sequence[str], lines: Iterable[Sequence[object]
 # --- what evaluate.py leaves ----------------------------------------------------------------------------
 
 
-def write_evaluation(out: Path, outputs: SplitOutput, loader: Loader, title: str) -> list[ClassScores]:
+def output_paths(folder: Path, out: Path | None, split: str, weights: str) -> dict[str, Path]:
+    """metrics_test_best.json and evaluation/; for other splits and weights, names that say which."""
+    suffix = ("" if split == "test" else f"_{split}") + ("" if weights == "best" else f"_{weights}")
+    parent = out or folder
+    return {
+        "metrics": parent / f"metrics_{split}_{weights}.json",
+        "evaluation": parent / f"{EVALUATION}{suffix}",
+    }
+
+
+def write_evaluation(out: Path, computed: Computed, title: str) -> list[ClassScores]:
     """per_class, confusion_matrix, predictions and top_losses under `out`. Returns the scores of each class."""
     out.mkdir(parents=True, exist_ok=True)
-    classes = loader.classes
+    outputs = computed.outputs
+    classes = computed.classes
     matrix, lines = score_classes(outputs.labels, outputs.predicted, classes)
     write_csv(out / "per_class.csv", CLASS_HEADS, map(astuple, lines))
     write_atomic(out / "per_class.md", class_table(lines) + "\n")
@@ -198,16 +210,18 @@ def write_evaluation(out: Path, outputs: SplitOutput, loader: Loader, title: str
     write_csv(out / "confusion_matrix.csv", ["true / predicted", *classes], table)
     save_confusion_matrix(out / "confusion_matrix.png", matrix, classes, title)
     heads = ["path", "label", "predicted", *[f"prob_{name}" for name in classes]]
-    write_csv(out / "predictions.csv", heads, _prediction_rows(outputs, loader))
+    write_csv(out / "predictions.csv", heads, _prediction_rows(computed))
     save_sheet(out / "top_losses.png", outputs.pixels, _top_captions(outputs, classes))
     return lines
 
 
-def _prediction_rows(outputs: SplitOutput, loader: Loader) -> Iterable[list[str]]:
+def _prediction_rows(computed: Computed) -> Iterable[list[str]]:
+    outputs = computed.outputs
+    classes = computed.classes
     probabilities = outputs.logits.softmax(dim=1).tolist()
     columns = (outputs.positions.tolist(), outputs.labels.tolist(), outputs.predicted.tolist(), probabilities)
     for position, label, predicted, values in zip(*columns, strict=True):
-        names = [loader.paths[position], loader.classes[label], loader.classes[predicted]]
+        names = [computed.paths[position], classes[label], classes[predicted]]
         yield [*names, *(f"{value:.9g}" for value in values)]
 
 

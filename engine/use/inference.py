@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import params as params_module
-from engine.checkpoint import read_weights
+from engine.checkpoint import read_metadata, read_weights
 from engine.precision import keep_freed_memory, pick_device
 from folder.folder import Folder
 from folder.locate import find_trained_weights, weights_name
-from folder.provenance import localise, references
-from include import CODE, METRICS_BEST, METRICS_LAST
+from folder.provenance import recorded_files
+from folder.trust import NO_CONSENT, Consent
+from include import EXIT_DAMAGED, METRICS_BEST, METRICS_LAST
 from params import Params
 from utils import JsonObject, UserError
 
@@ -40,6 +41,13 @@ class Trained:
         return self.kit["classes"]
 
     @property
+    def description(self) -> str:
+        """One line for people."""
+        of_epoch = f" (epoch {self.epoch})" if self.epoch else ""
+        views = f", tta {self.tta}" if self.tta != "none" else ""
+        return f"weights  {self.path}{of_epoch}, {self.device}, fp32{views}"
+
+    @property
     def pinned(self) -> JsonObject:
         """The classes, image size and normalisation of the training, in the form that fetch_dataloader takes."""
         return {"classes": self.classes, "im_sz": self.kit["im_sz"], **self.kit["normalisation"]}
@@ -52,13 +60,51 @@ class Trained:
             return values.clamp_min(1e-300).log() if predict else values
 
 
-def params_with_frozen_files(folder: Path, values: JsonObject) -> Params:
-    """Params whose "file.py:Name" values name the copies in record/code/, when all of these are there."""
-    frozen = folder / CODE / "experiment"
-    names = references(values)
-    if names and all((frozen / Path(name).name).is_file() for name in names):
-        return params_module.from_resolved(localise(values), frozen)
-    return params_module.from_resolved(values, folder)
+@dataclass(frozen=True)
+class Weights:
+    """A weights file that train.py wrote, and what its metadata say."""
+
+    path: Path
+    name: str  # best, last or the name of the file
+    epoch: int | None
+    kit: JsonObject
+
+    @property
+    def classes(self) -> list[str]:
+        return self.kit["classes"]
+
+
+def find_trained(folder: Folder, restore_file: str) -> Weights:
+    """The weights that `restore_file` (best, last or a path) names. Reads their metadata alone. UserError."""
+    path = find_trained_weights(folder, restore_file)
+    kit = check_metadata(path, read_metadata(path))
+    return Weights(path, weights_name(restore_file), find_epoch(folder, restore_file), kit)
+
+
+def check_metadata(path: Path, kit: JsonObject) -> JsonObject:
+    """`kit`, the metadata of a weights file, if they say what the net is. UserError otherwise."""
+    if not isinstance(kit, dict):
+        raise UserError(f"{path} is damaged (its metadata are no JSON object)", EXIT_DAMAGED)
+    missing = {*NET_KEYS, "classes", "normalisation", "digest"} - kit.keys()
+    if missing:
+        raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
+    return kit
+
+
+def check_classes(folder: Folder, weights: Weights) -> None:
+    """UserError unless the weights have the classes that the folder froze at its first start."""
+    classes = weights.classes
+    frozen = folder.resolved().get("pinned", {}).get("classes", classes)
+    if frozen != classes:
+        raise UserError(
+            f"{weights.path} was trained with {len(classes)} classes ({', '.join(classes[:5])}, ...), "
+            f"{folder.path} with {len(frozen)} ({', '.join(frozen[:5])}, ...): give weights of this experiment"
+        )
+
+
+def recorded_params(folder: Path, values: JsonObject, consent: Consent) -> Params:
+    """Params of recorded `values`. Code that they name is its copy in record/code/; UserError if it may not run."""
+    return params_module.from_resolved(*recorded_files(folder, values, consent))
 
 
 def load_trained(
@@ -67,22 +113,22 @@ def load_trained(
     make_net: Callable[..., tuple[nn.Module, str]],
     average_views: Callable[..., Tensor],
     overrides: JsonObject,
+    consent: Consent = NO_CONSENT,
 ) -> Trained:
     """The net with the weights that `restore_file` (best, last or a path) names.
 
     `average_views`: (net, images, tta) -> logits. Of `overrides`, only device, cuda and tta are used.
-    UserError when the folder is not trained, or the file is damaged.
+    UserError when the folder is not trained, the file is damaged, or the net's own code is neither sealed by this user
+    nor trusted.
     """
     path = find_trained_weights(folder, restore_file)
     tensors, kit = read_weights(path)
-    missing = {*NET_KEYS, "classes", "normalisation"} - kit.keys()
-    if missing:
-        raise UserError(f"{path}: its metadata lack {', '.join(sorted(missing))}; it was not written by this version")
+    check_metadata(path, kit)
     # The net that the metadata describe, on the device asked for, in fp32.
     values = {key: kit[key] for key in NET_KEYS}
     values |= {"tta": kit.get("tta", "none")}
     values |= {key: overrides[key] for key in ("device", "cuda", "tta") if key in overrides}
-    params = params_with_frozen_files(folder.path, values)
+    params = recorded_params(folder.path, values, consent)
     device = pick_device(params)
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
@@ -114,14 +160,19 @@ def find_epoch(folder: Folder, restore_file: str) -> int | None:
     return (folder.read(name, {}) or {}).get("epoch") if name else None
 
 
-def load_params(folder: Folder, overrides: JsonObject, trained: Trained) -> Params:
-    """The parameters that ran, with `overrides`. UserError for an override that would describe another net."""
+def load_params(folder: Folder, overrides: JsonObject, resize: str, consent: Consent = NO_CONSENT) -> Params:
+    """The parameters that ran, with `overrides`. UserError for an override that would describe another net.
+
+    Code that `overrides` name is relative to the folder: the user has just named it.
+    """
     free = ("metrics", "bs_test", "num_workers", "cache", "threads", "on_bad_image", "device", "cuda", "tta")
     for key in overrides:
         if key not in free:
             raise UserError(
                 f"--{key} belongs to the trained net and cannot be changed; possible here: {', '.join(free)}"
             )
-    values = {key: value for key, value in folder.resolved().items() if key != "pinned"} | overrides
-    values |= {"resize": trained.kit["resize"]}
-    return params_with_frozen_files(folder.path, values)
+    recorded = {key: value for key, value in folder.resolved().items() if key != "pinned"} | {"resize": resize}
+    recorded = {key: value for key, value in recorded.items() if key not in overrides}
+    values, copies = recorded_files(folder.path, recorded, consent)
+    given = overrides if copies == folder.path else params_module.move_paths(overrides, str(folder.path.absolute()))
+    return params_module.from_resolved(values | given, copies)

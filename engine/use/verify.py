@@ -7,20 +7,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from folder.arguments import Request
 from folder.folder import Folder
 from folder.manifest import read_manifest
-from folder.provenance import MARKER, localise, references
+from folder.provenance import MARKER, check_frozen_code, consent_of, localise, references
 from include import CHECKPOINTS, CODE, EXIT_DAMAGED, HISTORY_JSON, METRICS_BEST, METRICS_LAST, PARAMS
 from utils import JsonObject, UserError, read_json, write_json
 
 CLOCKS = ("seconds", "images_per_second")  # columns of the history that differ between any two trainings
 
 
-def verify(folder: Folder, data_dir: str | None, scratch: Path | None) -> str:
-    """Train again on `data_dir` with the folder's frozen code. Returns the line to print when the bytes are the same.
+def verify(folder: Folder, request: Request) -> str:
+    """Train again with the folder's frozen code. Returns the line to print when the bytes are the same.
 
-    Trains in a temporary folder, below `scratch` when given. UserError (exit 3) that names each difference; exit 2 when
-    the folder is not done, or was continued with changes.
+    Trains in a temporary folder, below --scratch_dir when given. UserError (exit 3) that names each difference;
+    exit 2 when the folder is not done, was continued with changes, or brings code that is not sealed as this user's.
     """
     # Only a run that is done, with a single version of the code, can be repeated.
     manifest = read_manifest(folder.path / CHECKPOINTS)
@@ -34,9 +35,10 @@ def verify(folder: Folder, data_dir: str | None, scratch: Path | None) -> str:
         )
     if not (folder.path / CODE / "train.py").is_file():
         raise UserError(f"--verify: {folder.path} holds no {CODE}/train.py")
+    check_frozen_code(folder.path, consent_of(request))
     # Train again, and once more for the epochs that came on top.
-    data = Path(data_dir or meta["data_dir"])
-    with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch) as name:
+    data = Path(request.data_dir or meta["data_dir"])
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=request.scratch_dir) as name:
         again = Path(name) / folder.path.resolve().name
         again.mkdir()
         write_params(folder, resolved, again)

@@ -16,8 +16,10 @@ from PIL import Image
 
 import evaluate
 import predict
-from engine.use.evaluation import class_table, collect_outputs, record_look, score_classes
-from engine.use.inference import Trained, params_with_frozen_files
+from engine.use.evaluation import class_table, collect_outputs, score_classes
+from engine.use.inference import Trained, recorded_params
+from engine.use.looks import record_look
+from folder.trust import Consent
 from include import ROOT
 from model.tta import average_views
 from utils import UserError
@@ -113,7 +115,7 @@ def test_looks_are_counted_and_the_batch_size_changes_nothing(world, capsys):
     assert second["looks"] == 2
     assert second["metrics"] == pytest.approx({key: first[key] for key in second["metrics"]}, abs=1e-5)
     looks = [json.loads(line) for line in (world.folder / "record/test_looks.jsonl").read_text().splitlines()]
-    assert [sorted(look) for look in looks] == 2 * [["data", "metrics", "restore_file", "time", "weights"]]
+    assert [sorted(look) for look in looks] == 2 * [["code", "data", "metrics", "restore_file", "time", "weights"]]
     assert looks[0]["weights"] == looks[1]["weights"]
 
 
@@ -245,13 +247,17 @@ def test_predict_of_the_nets_own_is_used_and_the_order_is_the_files():
 
 def test_references_are_read_from_the_copy_that_ran(tmp_path):
     values = {"arch": "../own/net.py:Net", "metrics": ["accuracy"]}
-    assert params_with_frozen_files(tmp_path, values).folder == tmp_path
+    with pytest.raises(UserError, match=r"runs only as its copy in record/code/experiment/; there is no .*net.py"):
+        recorded_params(tmp_path, values, Consent(given=True))
     frozen = tmp_path / "record/code/experiment"
     frozen.mkdir(parents=True)
     (frozen / "net.py").touch()
-    assert params_with_frozen_files(tmp_path, values).folder == frozen
-    assert params_with_frozen_files(tmp_path, values).arch == "net.py:Net"
-    assert params_with_frozen_files(tmp_path, values | {"metrics": ["new.py:metric"]}).folder == tmp_path
+    with pytest.raises(UserError, match=r"its own ../own/net.py will not run.*--trust"):
+        recorded_params(tmp_path, values, Consent())
+    params = recorded_params(tmp_path, values, Consent(given=True))
+    assert (params.folder, params.arch) == (frozen, "net.py:Net")
+    assert recorded_params(tmp_path, values, Consent()).folder == frozen, "once is enough"
+    assert recorded_params(tmp_path, {"arch": "lenet"}, Consent()).folder == tmp_path
 
 
 # --- predict --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Folders that 0.1.0 left (tests/data/README.md) are read, refused with a way out, and finished by their own code."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,21 +70,33 @@ def test_tables_plots_and_pages_read_it(old):
     assert "finished" in (old / "report.html").read_text()
 
 
-def test_it_is_evaluated_by_its_own_net_and_gives_the_metrics_it_gave(old, data):
+def test_it_is_evaluated_by_its_own_code_and_gives_the_metrics_it_gave(old, data):
     folder = old / "finished"
     recorded = read(folder / "metrics_test_best.json")
-    code, printed = call("evaluate", "--data_dir", data, "--model_dir", folder)
-    assert code == 0, printed
-    assert "look 2 at this test set" in printed
-    assert read(folder / "metrics_test_best.json") == pytest.approx(recorded, abs=1e-4)
+    before = tree(folder)
+    refused = shell("evaluate", "--data_dir", data, "--model_dir", folder)
+    assert refused.returncode == 2, refused.stdout
+    assert "run it with: python evaluate.py --data_dir" in refused.stderr
+    assert tree(folder) == before
+    for way in ("--trust", "--code=tree"):  # the second one needs no other consent for the net of its own
+        done = shell("evaluate", "--data_dir", data, "--model_dir", folder, way)
+        assert done.returncode == 0, done.stderr
+        assert f"look {2 if way == '--trust' else 3} at this test set" in done.stdout
+        assert read(folder / "metrics_test_best.json") == pytest.approx(recorded, abs=1e-4)
+    looks = [json.loads(line) for line in (folder / "record/test_looks.jsonl").read_text().splitlines()]
+    assert [look.get("code") for look in looks] == [None, None, "tree"], "0.1.0 writes no such key"
 
 
 def test_it_predicts(old, data):
-    code, printed = call("predict", "--model_dir", old / "finished", data / "test/class_1", "--json")
-    assert code == 0, printed
-    predictions = json.loads(printed)["rows"]
-    assert len(predictions) == 12
-    assert {line["label_1"] for line in predictions} == {"class_1"}
+    probabilities = []
+    for way in (["--trust"], ["--code", "tree"]):
+        done = shell("predict", "--model_dir", old / "finished", data / "test/class_1", "--json", *way)
+        assert done.returncode == 0, done.stderr
+        predictions = json.loads(done.stdout)["rows"]
+        assert len(predictions) == 12
+        assert {line["label_1"] for line in predictions} == {"class_1"}
+        probabilities.append([line["prob_1"] for line in predictions])
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-4)
 
 
 def test_an_interrupted_folder_is_refused_with_the_way_out_and_its_own_code_finishes_it(old, data):
@@ -96,6 +109,10 @@ def test_an_interrupted_folder_is_refused_with_the_way_out_and_its_own_code_fini
     assert tree(folder) == before
 
     flags = ("--data_dir", data, "--model_dir", folder, "--code", "folder")
+    refused = shell("train", *flags)
+    assert refused.returncode == 2
+    assert f"{shlex.join(map(str, flags))} --trust" in refused.stderr
+    flags = (*flags, "--trust")
     done = shell("train", *flags)
     if done.returncode == 2 and ON_ANOTHER_MACHINE in done.stderr:
         done = shell("train", *flags, "--accept", "machine")
@@ -110,7 +127,10 @@ def test_a_search_is_finished_by_its_own_code(old, data):
     folder = old / "search"
     before = tree(folder / CHILDREN[0])
     flags = ("--data_dir", data, "--parent_dir", folder)
-    done = shell("search_hyperparams", *flags)
+    refused = shell("search_hyperparams", *flags)
+    assert refused.returncode == 2
+    assert f"{shlex.join(map(str, flags))} --trust" in refused.stderr
+    done = shell("search_hyperparams", *flags, "--trust")
     if done.returncode and ON_ANOTHER_MACHINE in "".join(p.read_text() for p in folder.glob("**/stderr.txt")):
         train = [
             sys.executable,
