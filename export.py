@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder
 from folder.locate import find_trained_data
+from folder.provenance import check_frozen_code, pick_code
+from folder.trust import Consent
 from utils import JsonObject, UserError, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
@@ -37,6 +40,8 @@ def make_parser() -> Parser:
     add("--int8", action="store_true", help="8-bit integers, calibrated on training images; for onnx")
     add("--out", type=Path, metavar="DIR", help="the folder to write (default: export/ in the experiment)")
     add("--data_dir", metavar="D", help="dataset folder, to compare on (default: the one it was trained with)")
+    add("--code", choices=["folder", "tree"], help="whose code exports (default: the folder's, if the tree's changed)")
+    add("--trust", action="store_true", help="run the code that the folder brings, though it is not sealed as yours")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     return parser
 
@@ -48,7 +53,7 @@ def check_extras(form: str) -> None:
         raise UserError(f"--format {form} needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def list_images(trained: Trained, folder: Folder, data_dir: str | None) -> list[Images] | None:
+def list_images(trained: Trained, folder: Folder, data_dir: str | None, consent: Consent) -> list[Images] | None:
     """The images of train, and of valid; None where the dataset folder is not there and was not asked for."""
     from engine.use.export import Images
     from engine.use.inference import load_params
@@ -58,7 +63,7 @@ def list_images(trained: Trained, folder: Folder, data_dir: str | None) -> list[
     path = find_trained_data(folder, data_dir)
     if not path.is_dir() and not data_dir:
         return None
-    params = load_params(folder, {}, trained).replace(mixup=0, cutmix=0)
+    params = load_params(folder, {}, trained.kit["resize"], consent).replace(mixup=0, cutmix=0)
     loaders = fetch_dataloader(["train", "valid"], path, params, pinned=trained.pinned)
     return [
         Images([loader.source.index.root / name for name in loader.paths], loader.labels.tolist(), read_image)
@@ -66,7 +71,7 @@ def list_images(trained: Trained, folder: Folder, data_dir: str | None) -> list[
     ]
 
 
-def prepare_export(folder: Folder, restore_file: str, data_dir: str | None) -> Exportable:
+def prepare_export(folder: Folder, restore_file: str, data_dir: str | None, consent: Consent) -> Exportable:
     """The trained net on the CPU, and the images to check its export with."""
     from engine.use.export import Exportable
     from engine.use.inference import load_trained
@@ -74,9 +79,9 @@ def prepare_export(folder: Folder, restore_file: str, data_dir: str | None) -> E
     from model.net import make_net
     from model.tta import average_views
 
-    trained = load_trained(folder, restore_file, make_net, average_views, {"device": "cpu"})
+    trained = load_trained(folder, restore_file, make_net, average_views, {"device": "cpu"}, consent)
     preparation = Preparation(trained.kit, trained.device)
-    train, valid = list_images(trained, folder, data_dir) or (None, None)
+    train, valid = list_images(trained, folder, data_dir, consent) or (None, None)
     return Exportable(
         trained=trained,
         base=preparation.base,
@@ -97,10 +102,17 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--int8 is for --format onnx, not {args.format}")
     check_extras(args.format)
     folder = Folder(args.model_dir or args.folder)
+    say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    consent = Consent(args.trust, ["python", "export.py", *argv], say)
+    if pick_code(folder, args.code, say) == "folder":
+        from engine.use.frozen import run_instead
+
+        check_frozen_code(folder.path, consent)
+        return run_instead(folder.path, "export.py", argv)
 
     from engine.use.export import TOLERANCE, export
 
-    given = prepare_export(folder, args.restore_file, args.data_dir)
+    given = prepare_export(folder, args.restore_file, args.data_dir, consent)
     if args.int8 and given.train is None:
         raise UserError("--int8 is calibrated on training images, which are not there: give --data_dir DATA")
     out = args.out or folder.path / "export"

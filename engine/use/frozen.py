@@ -12,7 +12,7 @@ num_images, fingerprint (of the data), description (for people).
     predict.py --model_dir M --restore_file W --top K --json [--KEY=VALUE] -- IMAGE|FOLDER ...
 
 prints {"weights", "failed", "rows": [{"path", "label_1", "prob_1", ..., "error"}, ...]}. 0.1.0 knows this one alone; of
-the first it has the form that writes its own tables, which runs in place of ours.
+the first it has the form that writes its own tables, which runs in place of ours. A frozen export.py always does.
 """
 
 from __future__ import annotations

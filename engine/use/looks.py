@@ -1,6 +1,6 @@
 """record/test_looks.jsonl: one line for each look at the test split, written before anybody sees its numbers.
 
-{"time", "weights" (digest), "restore_file", "data" (fingerprint), "code" (tree, or folder: the frozen copy), "metrics"},
+{"time", "weights" (digest), "restore_file", "data" (fingerprint), "code" (tree, or folder: frozen), "metrics"},
 and "overrides" where the command line changed the metrics or the views. With "test": "sealed" there is one look.
 """
 
