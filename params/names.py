@@ -66,7 +66,7 @@ _OTHER_WORDS = {
     "threads": "num_threads",
     "div_factor": "div",
     "arch_args": "model_args",
-    "arch_args.n_filters": "n_filters num_filters filters",
+    "arch_args.n_filters": "n_filters num_filters filters num_channels",
     "arch_args.n_layers": "n_layers num_layers",
     "hyper_search": "hyperparams search_space grid",
     "early_stopping.patience": "patience",
@@ -115,6 +115,14 @@ def refuse_unknown(source: str, name: str) -> NoReturn:
     raise UserError(f"{source}: unknown key {shown}; {suggest(name)}")
 
 
+def refuse_unknown_keys(source: str, names: list[str]) -> None:
+    """UserError when several of `names` are no keys: all of them in one line, each with what it was meant to be."""
+    unknown = [name for name in names if ALIASES.get(name, name) not in Keys.model_fields and "." not in name]
+    if len(unknown) > 1:
+        each = "; ".join(f"{shorten(name)}: {suggest(name)}" for name in unknown)
+        raise UserError(f"{source}: {len(unknown)} unknown keys: {each}")
+
+
 def alias_of(name: str) -> str:
     """The alias of a key; the key itself when it has none."""
     return next((alias for alias, real in ALIASES.items() if real == name), name)
@@ -140,6 +148,7 @@ def key_path(name: str, source: str) -> list[str]:
 def use_canonical_names(values: JsonObject, source: str) -> JsonObject:
     """`values` by canonical names, in hyper_search too. UserError for an unknown key, or one given twice."""
     result: JsonObject = {}
+    refuse_unknown_keys(source, list(values))
     for name, value in values.items():
         if "." in name and name.split(".")[0] in SECTIONS:
             top, rest = name.split(".", 1)

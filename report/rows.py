@@ -15,7 +15,18 @@ from typing import TypeAlias
 
 from folder.history import recorded_minimized, validation_values
 from folder.lock import is_alive
-from include import HISTORY_JSON, META, METRICS_BEST, METRICS_LAST, METRICS_TEST, PARAMS, RESOLVED, STATUS, TEST_LOOKS
+from include import (
+    HISTORY_JSON,
+    META,
+    METRICS_BEST,
+    METRICS_LAST,
+    METRICS_TEST,
+    PARAMS,
+    RECORD,
+    RESOLVED,
+    STATUS,
+    TEST_LOOKS,
+)
 from params import read_object as read_lenient_json
 from report.json_files import (
     MAX_NUMBER,
@@ -34,6 +45,7 @@ from utils import UserError, num_cores, reference_name
 
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}  # not parameters of the run
 MANY_FOLDERS, CHUNK_SIZE = 2000, 250  # beyond MANY_FOLDERS several processes read, CHUNK_SIZE folders at a time
+FOREIGN = "written by another kit"
 PROCESSES_PER_CORE, MAX_CORES = 4, 8  # most of the processes wait for the disk
 
 Problems: TypeAlias = dict[str, str]  # folder name -> why it is not done
@@ -157,6 +169,8 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     remark = unfinished_remark(status)
     if best is None:
         return None, remark or f"malformed: done, but there is no {METRICS_BEST}"
+    if not status and is_written_by_another_kit(path):
+        return _foreign_row(path, name, best, written_params), ""
     resolved = read_object(f"{path}/{RESOLVED}")
     if not resolved:
         raise UserError(f"{path}/{RESOLVED}: no such file")
@@ -178,6 +192,28 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
         seconds=total_seconds(history),
         num_parameters=int(meta["num_parameters"]) if meta.get("num_parameters") else None,
     ), remark
+
+
+def is_written_by_another_kit(path: str) -> bool:
+    """True for a folder with metrics and without record/, as the CS230 template leaves it."""
+    return os.access(f"{path}/{METRICS_BEST}", os.F_OK) and not os.path.lexists(f"{path}/{RECORD}")
+
+
+def _foreign_row(path: str, name: str, best: JsonObject, written_params: bytes | None) -> Row:
+    """The row of a folder that another kit wrote, such as the CS230 template: params.json and metrics, no record/."""
+    params = read_lenient_json(Path(path) / PARAMS) if written_params else {}
+    last = read_object(f"{path}/{METRICS_LAST}") or {}
+    return Row(
+        name=name,
+        params=flatten({key: value for key, value in params.items() if key not in NOT_COMPARED}),
+        best=check_metrics(best, f"{path}/{METRICS_BEST}"),
+        test={},
+        num_looks=0,
+        history=[],
+        status=FOREIGN,
+        minimized=frozenset({"loss"}),
+        last=check_metrics(last, f"{path}/{METRICS_LAST}"),
+    )
 
 
 def _compared_params(resolved: JsonObject, meta: JsonObject) -> JsonObject:

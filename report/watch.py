@@ -14,7 +14,7 @@ from folder.history import best_row, recorded_minimized, validation_column
 from include import HISTORY_JSON, META, RESOLVED, STATUS
 from report.formats import replace_surrogates
 from report.json_files import History, JsonObject, read_history, read_object
-from report.rows import current_state, metric_name
+from report.rows import FOREIGN, current_state, is_written_by_another_kit, metric_name
 from utils import UserError
 
 SILENT_AFTER = 60  # seconds without a sign from a running process; it gives one at least at the end of each epoch
@@ -55,7 +55,8 @@ def read_live_run(path: Path, name: str, now: datetime.datetime) -> tuple[str, L
     status = read_object(str(path / STATUS)) or {}
     state = current_state(status)
     if state not in LIVE_STATES:
-        return state, None
+        is_foreign = not status and is_written_by_another_kit(str(path))
+        return FOREIGN if is_foreign else state, None
     resolved = read_object(str(path / RESOLVED)) or {}
     meta = read_object(str(path / META)) or {}
     history = read_history(str(path / HISTORY_JSON)) or []

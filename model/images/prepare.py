@@ -56,6 +56,10 @@ class Preparation:
         normalisation = kit["normalisation"]
         self._normalise = Normalise(kit["im_sz"], normalisation["mean"], normalisation["std"], device)
 
+    def read(self, image: AnyImage) -> np.ndarray:
+        """(base, base, 3) uint8 of whatever to_rgb takes. ImageError for what cannot be read."""
+        return self.base_image(to_rgb(image))
+
     def base_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) -> (base, base, 3) uint8."""
         return base_image(image, self.base, self.resize)
