@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     add("--image_col", metavar="A", help="column of the image paths, relative to SRC")
     add("--label_col", metavar="B", help="column of the labels")
     add("--group_col", metavar="C", help="images with the same value stay in one split (a patient, a camera)")
+    add("--copy", action="store_true", help="copy images that would otherwise be hard links to those of SRC")
     add("--check", action="store_true", help="decode every image; list those that are broken, unusual or duplicated")
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     return parser
@@ -53,9 +54,8 @@ def main(argv: list[str]) -> int:
     if args.source:
         from model.images.build.items import BuildOptions
 
-        options = BuildOptions(
-            args.valid_fraction, args.size, args.labels, args.image_col, args.label_col, args.group_col
-        )
+        columns = (args.image_col, args.label_col, args.group_col)
+        options = BuildOptions(args.valid_fraction, args.size, args.labels, *columns, copy=args.copy or None)
         result |= run_build(args.source, args.data_dir, options, out)
     if args.check:
         result |= run_check(args.data_dir, out)

@@ -152,7 +152,7 @@ def read_archive(work: Path, data: bytes, name: str) -> None:
 
     (work / name).write_bytes(data)
     with tempfile.TemporaryDirectory(dir=work) as target:
-        extract(work / name, Path(target) / "here")
+        extract(work / name, Path(target) / "here", [])
 
 
 def seeds() -> dict[str, tuple[Callable[[Path, bytes], None], list[bytes]]]:

@@ -4,19 +4,26 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
+import stat
+import subprocess
+import sys
 import tarfile
+import time
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
-from kit import call, make_dataset, make_images, shell, tree
+from kit import ROOT, call, make_dataset, make_images, shell, tree
 from PIL import Image
 
+from model.images.build import archives, dataset, write
 from model.images.build.dataset import split_off
 from model.images.build.items import Item, pick_split
-from model.images.build.write import shrink, write_items
+from model.images.build.write import Writer, shrink, write_items
 from model.images.check import check
 from utils import UserError
 
@@ -212,6 +219,289 @@ def test_a_zip_that_leaves_its_folder_or_is_a_bomb(tmp_path):
         assert not (tmp_path / "data").exists()
 
 
+# --- links -------------------------------------------------------------------------------------------------------
+
+
+def test_links_of_a_source_become_files_and_dangling_ones_are_counted(tmp_path):
+    make_images(tmp_path / "photos", classes=2, per_class=3)
+    first = tmp_path / "photos/class_0"
+    (first / "relative.png").symlink_to("../class_0/000.png")
+    (first / "absolute.png").symlink_to(tmp_path / "photos/class_1/001.png")
+    (first / "nowhere.png").symlink_to("../elsewhere/9.png")
+    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    assert code == 0, printed
+    assert "train        8 images" in printed
+    assert "1 links that lead nowhere left out (for example class_0/nowhere.png)" in printed
+    made = tmp_path / "data/train/class_0"
+    assert not [path for path in made.iterdir() if path.is_symlink()]
+    assert (made / "relative.png").read_bytes() == (first / "000.png").read_bytes()
+    assert (made / "absolute.png").read_bytes() == (tmp_path / "photos/class_1/001.png").read_bytes()
+    assert not (made / "nowhere.png").exists()
+    code, printed = call("build_dataset", "--data_dir", tmp_path / "data", "--check")
+    assert "broken: 0 files" in printed
+
+
+def test_links_of_a_flat_source(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        for label in "ab":
+            solid(tmp_path / "flat" / split / f"{label}_1.png", (1, 2, 3))
+    (tmp_path / "flat/train/a_2.png").symlink_to("a_1.png")
+    (tmp_path / "flat/train/a_3.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "flat/train/a_4.png")
+    code, printed = build(tmp_path / "flat", tmp_path / "data")
+    assert code == 0, printed
+    assert "2 links that lead nowhere, pipes and devices ignored" in printed
+    assert sorted(path.name for path in (tmp_path / "data/train/a").iterdir()) == ["a_1.png", "a_2.png"]
+    assert not (tmp_path / "data/train/a/a_2.png").is_symlink()
+
+
+def test_hard_links_are_said_and_copies_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "clone", lambda source, path: False)  # as on a file system without
+    make_images(tmp_path / "photos", classes=2, per_class=2)
+    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    assert code == 0, printed
+    (line,) = [line for line in printed.splitlines() if "hard links" in line]
+    assert line.startswith(f"4 images are hard links to {tmp_path / 'photos'}:")
+    assert "--copy" in line
+    assert os.path.samefile(tmp_path / "photos/class_0/000.png", tmp_path / "data/train/class_0/000.png")
+    code, printed = build(tmp_path / "photos", tmp_path / "copies", "--copy")
+    assert code == 0, printed
+    assert "hard links" not in printed
+    made = tmp_path / "copies/train/class_0/000.png"
+    assert made.read_bytes() == (tmp_path / "photos/class_0/000.png").read_bytes()
+    made.write_bytes(b"edited")
+    assert (tmp_path / "photos/class_0/000.png").read_bytes() != b"edited"
+    code, printed = build(tmp_path / "photos", tmp_path / "data", "--copy")
+    assert code == 2, "what is there consists of hard links"
+    assert "another request" in printed
+
+
+def test_a_clone_where_the_file_system_has_them(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    if write.clone(tmp_path / "a", tmp_path / "b"):
+        assert (tmp_path / "b").read_bytes() == b"content"
+        assert not os.path.samefile(tmp_path / "a", tmp_path / "b")
+    else:
+        assert not (tmp_path / "b").exists()
+
+
+def test_clones_are_tried_first(tmp_path, monkeypatch):
+    """The request of linux/fs.h, answered as Btrfs and XFS do; this machine may have neither."""
+    asked = []
+
+    def ioctl(made, request, original):
+        asked.append(request)
+        os.write(made, os.pread(original, 1 << 20, 0))
+
+    monkeypatch.setattr(write.fcntl, "ioctl", ioctl)
+    make_images(tmp_path / "photos", classes=2, per_class=2)
+    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    assert code == 0, printed
+    assert asked == [0x40049409] * 4  # FICLONE is _IOW(0x94, 9, int)
+    assert "hard links" not in printed
+    assert not os.path.samefile(tmp_path / "photos/class_0/000.png", tmp_path / "data/train/class_0/000.png")
+    assert tree(tmp_path / "photos") == {
+        name.removeprefix("train/"): content
+        for name, content in tree(tmp_path / "data").items()
+        if name.startswith("train/")
+    }
+
+
+# --- archives ----------------------------------------------------------------------------------------------------
+
+
+def add(tar, name, content=b"", kind=tarfile.REGTYPE, leads_to=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, leads_to, len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def png(number):
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_links_inside_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "train/a/later.png", kind=tarfile.SYMTYPE, leads_to="./chain.png")
+        add(tar, "train/a/chain.png", kind=tarfile.SYMTYPE, leads_to="../a/1.png")
+        add(tar, "train/a/1.png", png(1))
+        add(tar, "train/a/hard.png", kind=tarfile.LNKTYPE, leads_to="train/a/1.png")
+        add(tar, "train/b/2.png", png(2))
+        add(tar, "train/b/nowhere.png", kind=tarfile.SYMTYPE, leads_to="../a/9.png")
+        add(tar, "train/b/loop.png", kind=tarfile.SYMTYPE, leads_to="loop.png")
+        add(tar, "valid", kind=tarfile.SYMTYPE, leads_to="train")
+    code, printed = build(tmp_path / "a.tar", tmp_path / "data")
+    assert code == 0, printed
+    assert "2 links in a.tar left out: they lead nowhere" in printed
+    made = tree(tmp_path / "data")
+    for split in ("train", "valid"):
+        assert {made[f"{split}/a/{name}.png"] for name in ("1", "hard", "chain", "later")} == {png(1)}
+        assert made[f"{split}/b/2.png"] == png(2)
+    assert len([name for name in made if name.endswith(".png")]) == 10
+
+
+OUTSIDE = {
+    "up": [("../x.png", tarfile.REGTYPE, "")],
+    "up later": [("train/../../x.png", tarfile.REGTYPE, "")],
+    "link up": [("train/a/x.png", tarfile.SYMTYPE, "../../../secret")],
+    "link to absolute": [("train/a/x.png", tarfile.SYMTYPE, "/etc/passwd")],
+    "hard link up": [("train/a/x.png", tarfile.LNKTYPE, "../secret")],
+    "hard link to absolute": [("train/a/x.png", tarfile.LNKTYPE, "/etc/passwd")],
+    "pipe": [("train/a/x.png", tarfile.FIFOTYPE, "")],
+    "device": [("train/a/x.png", tarfile.CHRTYPE, "")],
+    "block device": [("train/a/x.png", tarfile.BLKTYPE, "")],
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_a_tar_that_leads_outside_is_refused(kind, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for label in "ab":
+            add(tar, f"train/{label}/1.png", png(1))
+        for name, what, leads_to in OUTSIDE[kind]:
+            add(tar, name, b"", what, leads_to)
+    before = tree(tmp_path)
+    code, printed = build(tmp_path / "a.tar", tmp_path / "data")
+    assert code == 2, printed
+    assert "is refused" in printed
+    assert len(printed.strip().splitlines()) == 1, printed
+    assert tree(tmp_path) == before
+
+
+def test_a_chain_of_long_links_does_not_lead_outside(tmp_path):
+    """CVE-2025-4517: beyond PATH_MAX, Python's `data` filter no longer saw where links lead (fixed in 3.11.13)."""
+    long = "d" * 247
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        where = "train/a"
+        for step in "abcdefghijklmnop":
+            add(tar, f"{where}/{long}", kind=tarfile.DIRTYPE)
+            add(tar, f"{where}/{step}", kind=tarfile.SYMTYPE, leads_to=long)
+            where = f"{where}/{long}"
+        hops = "/".join("abcdefghijklmnop")
+        add(tar, f"train/a/{hops}/{'l' * 254}", kind=tarfile.SYMTYPE, leads_to="../" * 16)
+        add(tar, "train/a/escape", kind=tarfile.SYMTYPE, leads_to=f"{hops}/{'l' * 254}/../../../../outside")
+        add(tar, "train/a/escape/x.png", png(1))
+        add(tar, "train/a/1.png", png(1))
+        add(tar, "train/b/1.png", png(1))
+    before = set(tmp_path.rglob("*"))
+    code, printed = build(tmp_path / "a.tar", tmp_path / "in" / "data")
+    assert code in (0, 2, 5), printed
+    assert "Traceback" not in printed
+    assert not [path for path in tmp_path.rglob("*") if path not in before and "in" not in path.parts]
+    assert not list(tmp_path.parent.glob("outside*"))
+
+
+def test_a_small_tar_that_unpacks_to_much_is_refused_and_the_way_out_works(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a b.tar.xz", "w:xz") as tar:
+        for label in "ab":
+            add(tar, f"train/{label}/1.png", png(1) + bytes(60 << 20))
+    assert (tmp_path / "a b.tar.xz").stat().st_size < 100_000
+    code, printed = build(tmp_path / "a b.tar.xz", tmp_path / "data")
+    assert code == 2, printed
+    assert "like a bomb" in printed
+    assert len(printed.strip().splitlines()) == 1, printed
+    assert not (tmp_path / "data").exists()
+    way_out = printed.strip().partition("as --source: ")[2]
+    subprocess.run(["bash", "-c", way_out], check=True)  # as a person would paste it
+    code, printed = build(shlex.split(way_out)[1], tmp_path / "data")
+    assert code == 0, printed
+    assert len(list((tmp_path / "data").rglob("*.png"))) == 2
+
+
+def test_a_sparse_tar_of_100_gb_is_refused(tmp_path):
+    for label in "ab":
+        path = tmp_path / "source/train" / label / "1.png"
+        path.parent.mkdir(parents=True)
+        with open(path, "wb") as file:
+            file.truncate(50 << 30)
+    subprocess.run(["tar", "-cSf", tmp_path / "a.tar", "-C", tmp_path / "source", "."], check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 50_000
+    begin = time.monotonic()
+    code, printed = build(tmp_path / "a.tar", tmp_path / "data")
+    assert code == 2, printed
+    assert "53,687,091,200 or more: like a bomb" in printed
+    assert time.monotonic() - begin < 10
+
+
+def test_what_does_not_fit_the_disk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for label in "ab":
+            add(tar, f"train/{label}/1.png", png(1))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: usage._replace(free=len(png(1)) + 1))
+    monkeypatch.setattr(archives, "_write_member", lambda *_: pytest.fail("unpacked"))
+    code, printed = build(tmp_path / "a.tar", tmp_path / "data")
+    assert code == 2, printed
+    assert f"and {len(png(1)) + 1:,} are free on the disk of --data_dir" in printed
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_occur_twice_are_counted(kind, tmp_path):
+    entries = [(f"train/{label}/{name}.png", png(n)) for n, (label, name) in enumerate(("a1", "b1", "a1", "a1", "b2"))]
+    if kind == "zip":
+        with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+            warnings.simplefilter("ignore")
+            [zipped.writestr(name, content) for name, content in entries]
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            [add(tar, name, content) for name, content in entries]
+    code, printed = build(tmp_path / f"a.{kind}", tmp_path / "data")
+    assert code == 0, printed
+    assert f"2 files in a.{kind} left out: a later one has the same name (for example train/a/1.png)" in printed
+    assert "train        3 images" in printed
+    assert (tmp_path / "data/train/a/1.png").read_bytes() == png(3)
+
+
+def test_links_in_a_zip_are_no_images(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        for label in "ab":
+            zipped.writestr(f"train/{label}/1.png", png(1))
+        for name, kind in (("link", stat.S_IFLNK), ("pipe", stat.S_IFIFO)):
+            info = zipfile.ZipInfo(f"train/a/{name}.png")
+            info.external_attr = (kind | 0o777) << 16
+            zipped.writestr(info, "1.png")
+    code, printed = build(tmp_path / "a.zip", tmp_path / "data")
+    assert code == 0, printed
+    assert "2 links and devices in a.zip left out" in printed
+    assert "train        2 images" in printed
+
+
+def test_a_killed_build_is_cleared_away_by_the_next_one_and_a_running_one_is_not(tmp_path):
+    make_images(tmp_path / "photos", classes=2, per_class=3)
+    code = (
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from model.images.build import dataset, items\n"
+        "write = dataset.write_items\n"
+        "dataset.write_items = lambda *args: (write(*args), print('built', flush=True), time.sleep(60))[0]\n"
+        f"from pathlib import Path\n"
+        f"dataset.build({str(tmp_path / 'photos')!r}, Path({str(tmp_path / 'data')!r}), items.BuildOptions())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "built\n"
+        work = {path: path / "dataset" for path in tmp_path.glob(".data-building-*")}
+        assert len(work) == 2
+        processes[0].kill(), processes[0].wait()
+        assert all(path.exists() for path in work), "a kill leaves its work"
+        dataset.remove_leftovers(tmp_path / "data")
+        assert [path.exists() for path in work].count(True) == 1, "the other build is running"
+        processes[1].kill(), processes[1].wait()
+        code, printed = build(tmp_path / "photos", tmp_path / "data")
+        assert code == 0, printed
+        assert not list(tmp_path.glob(".data*"))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def test_size_shrinks_what_is_larger(tmp_path):
     make_images(tmp_path / "photos", classes=2, per_class=2, side=40)
     assert build(tmp_path / "photos", tmp_path / "data", "--size", 20)[0] == 0
@@ -357,7 +647,9 @@ def test_a_valid_part_is_split_off_by_content_and_whole_groups(tmp_path):
 
 
 def test_names_that_are_taken_get_a_number(tmp_path):
-    counts = write_items([Item("train", "a", "x.png", Image.new("L", (2, 2), n)) for n in range(3)], tmp_path, None)
+    counts = write_items(
+        [Item("train", "a", "x.png", Image.new("L", (2, 2), n)) for n in range(3)], tmp_path, Writer(None)
+    )
     assert counts == {"train": {"a": 3}}
     assert {path.name: Image.open(path).getpixel((0, 0)) for path in (tmp_path / "train/a").iterdir()} == {
         "x.png": 0,

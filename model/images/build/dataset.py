@@ -1,11 +1,16 @@
 """The whole build of a dataset folder.
 
 Everything is built in a folder beside the target and renamed at the end, so a killed build leaves no partial dataset.
+The next build removes that folder.
 """
 
+import contextlib
+import fcntl
+import glob
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +20,11 @@ from model.images.build.folders import enter_lone_folder, read_folder
 from model.images.build.items import BuildOptions, Item, Remarks
 from model.images.build.named import TORCHVISION, make_digits, read_torchvision
 from model.images.build.tables import read_table
-from model.images.build.write import write_items
+from model.images.build.write import Writer, write_items
 from utils import JsonObject, UserError, key64, nearest, read_json, write_json
 
 RECORD = "dataset.json"
+HARD_LINKS = "{number:,} images are hard links to {source}: editing one there changes it here; --copy makes copies"
 
 
 @dataclass
@@ -37,14 +43,18 @@ def build(source: str, data_dir: Path, options: BuildOptions) -> Built:
         return earlier
     built = Built(data_dir)
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{data_dir.name}-", dir=data_dir.parent) as work:
+    remove_leftovers(data_dir)
+    with work_folder(data_dir) as work:
         # Find the images, and say where each belongs.
-        items = list(find_items(source, Path(work), options, built.remarks))
+        items = list(find_items(source, work, options, built.remarks))
         if options.valid_fraction:
             split_off(items, options.valid_fraction)
         # Write them beside the target, with a record of what was asked for.
-        target = Path(work) / "dataset"
-        counts = write_items(items, target, options.size)
+        target = work / "dataset"
+        writer = Writer(options.size, copies=bool(options.copy))
+        counts = write_items(items, target, writer)
+        if writer.num_links and Path(source).is_dir():  # those of an unpacked archive have no other name
+            built.remarks.append(HARD_LINKS.format(number=writer.num_links, source=source))
         built.counts = {split: dict(sorted(counts[split].items())) for split in SPLITS if split in counts}
         record: JsonObject = {"kit": VERSION, "request": request, "counts": built.counts, "remarks": built.remarks}
         write_json(target / RECORD, record)
@@ -53,6 +63,35 @@ def build(source: str, data_dir: Path, options: BuildOptions) -> Built:
             data_dir.rmdir()  # find_earlier_build saw that it is empty
         os.rename(target, data_dir)
     return built
+
+
+def work_prefix(data_dir: Path) -> str:
+    return f".{data_dir.name}-building-"
+
+
+@contextlib.contextmanager
+def work_folder(data_dir: Path) -> Iterator[Path]:
+    """A folder beside `data_dir` that disappears at the end, locked so that no other build removes it."""
+    with tempfile.TemporaryDirectory(prefix=work_prefix(data_dir), dir=data_dir.parent) as name:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # where folders cannot be locked, none is removed either
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(data_dir: Path) -> None:
+    """Remove the work folders of builds of `data_dir` that were killed."""
+    for path in data_dir.parent.glob(f"{glob.escape(work_prefix(data_dir))}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a build that is still running has it
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def find_earlier_build(data_dir: Path, request: dict[str, object]) -> Built | None:
@@ -86,7 +125,7 @@ def find_items(source: str, work: Path, options: BuildOptions, remarks: Remarks)
         known = ["digits", *TORCHVISION]
         raise UserError(f"--source {source}: no such folder, archive or known name; {nearest(source, known)}")
     if path.is_file():
-        path = extract(path, work / "archive")
+        path = extract(path, work / "archive", remarks)
     if options.labels:
         return read_table(path, Path(options.labels), options, remarks)
     return read_folder(enter_lone_folder(path), remarks)

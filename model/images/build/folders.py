@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from include import IMAGE_EXTENSIONS, SPLIT_SYNONYMS, SPLITS
 from model.images.build.items import Item, Remarks
 from model.images.index import describe_ignored, find_splits, index_split
@@ -34,7 +36,12 @@ def read_folder(path: Path, remarks: Remarks) -> Iterator[Item]:
         index = index_split(where, split, path)
         if index.ignored:
             remarks.append(f"{split}: {describe_ignored(index.ignored)}")
-        for name, label in zip(index.paths, index.labels.tolist(), strict=True):
+        dangling = [index.paths[position] for position in np.flatnonzero(index.sizes < 0).tolist()]
+        if dangling:
+            remarks.append(f"{split}: {len(dangling)} links that lead nowhere left out (for example {dangling[0]})")
+        for name, label, size in zip(index.paths, index.labels.tolist(), index.sizes.tolist(), strict=True):
+            if size < 0:
+                continue
             yield Item(split, index.classes[label], Path(name).name, path / name)
     if "valid" not in splits:
         remarks.append("no valid split: train.py splits a part off train")
@@ -59,6 +66,8 @@ def _read_flat(folders: list[Path], remarks: Remarks) -> Iterator[Item]:
                 ignored["hidden files"] += 1
             elif not underscore or not file.name.lower().endswith(IMAGE_EXTENSIONS):
                 ignored[file.suffix.lower() or "files without extension"] += 1
+            elif not file.is_file():
+                ignored["links that lead nowhere, pipes and devices"] += 1
             else:
                 yield Item(SPLIT_SYNONYMS.get(split, split), label, file.name, file)
     if ignored:

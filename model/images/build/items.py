@@ -31,6 +31,7 @@ class BuildOptions:
     image_col: str | None = None
     label_col: str | None = None
     group_col: str | None = None
+    copy: bool | None = None  # rather than hard links; None: not asked for
 
     def request(self, source: str) -> dict[str, object]:
         """What dataset.json records, and what makes two builds the same: names instead of paths."""

@@ -1,14 +1,65 @@
-"""Items -> files: linked where the file system allows it, copied, shrunk, or written as PNG."""
+"""Items -> files: shared with the source where the file system allows it, copied, shrunk, or written as PNG."""
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from model.images.build.items import Item
 from utils import UserError
 
+FICLONE = 0x40049409  # of linux/fs.h: the blocks of one file as another's, each written on its own from then on
 
-def write_items(items: list[Item], target: Path, size: int | None) -> dict[str, dict[str, int]]:
+
+class Writer:
+    """Writes single images. Files are cloned where the file system can do that (Btrfs, XFS), else hard links."""
+
+    def __init__(self, size: int | None, copies: bool = False):
+        self.size = size  # pixels of the short side at most
+        self.copies = copies  # no hard links
+        self.can_clone = sys.platform == "linux"
+        self.num_links = 0  # images that are hard links
+
+    def write(self, item: Item, folder: Path) -> None:
+        """Share, shrink or write one image; a name that is taken gets a number."""
+        path = _free_path(folder / item.name)
+        if not isinstance(item.source, Path):
+            item.source.save(path, "PNG")
+        elif self.size:
+            shrink(item.source, path, self.size)
+        else:
+            self._share(Path(os.path.realpath(item.source)), path)  # a link would be linked as a link
+
+    def _share(self, source: Path, path: Path) -> None:
+        if self.can_clone:
+            self.can_clone = clone(source, path)
+            if self.can_clone:
+                return
+        if not self.copies:
+            with contextlib.suppress(OSError):  # another disk, or too many links
+                os.link(source, path)
+                self.num_links += 1
+                return
+        shutil.copyfile(source, path)
+
+
+def clone(source: Path, path: Path) -> bool:
+    """Make `path` a clone of `source` (a reflink). False where the file system has none; then there is no `path`."""
+    with open(source, "rb") as original, open(path, "xb") as made:
+        try:
+            fcntl.ioctl(made.fileno(), FICLONE, original.fileno())
+            return True
+        except OSError as error:
+            os.unlink(path)
+            if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+
+
+def write_items(items: list[Item], target: Path, writer: Writer) -> dict[str, dict[str, int]]:
     """Write every image to `target`/SPLIT/CLASS -> {split: {class: number of images}}. UserError without images."""
     from tqdm import tqdm
 
@@ -20,29 +71,14 @@ def write_items(items: list[Item], target: Path, size: int | None) -> dict[str, 
         folder = target / item.split / item.label
         if item.label not in classes:
             folder.mkdir(parents=True, exist_ok=True)
-        write_image(item, folder, size)
+        writer.write(item, folder)
         classes[item.label] = classes.get(item.label, 0) + 1
     return counts
 
 
-def write_image(item: Item, folder: Path, size: int | None) -> None:
-    """Link, shrink or write one image; a name that is taken gets a number."""
-    path = _free_path(folder / item.name)
-    if not isinstance(item.source, Path):
-        item.source.save(path, "PNG")
-        return
-    if size:
-        shrink(item.source, path, size)
-        return
-    try:
-        os.link(item.source, path)
-    except OSError:
-        shutil.copyfile(item.source, path)
-
-
 def _free_path(path: Path) -> Path:
     free, number = path, 2
-    while free.exists():
+    while os.path.lexists(free):
         free = path.with_name(f"{path.stem}_{number}{path.suffix}")
         number += 1
     return free
