@@ -13,6 +13,7 @@ from params import Params
 from params.keys import EarlyStoppingKeys
 
 Shape = Callable[[int], float]
+AS_STATED = 1  # third entry of an extension during which the learning rate follows lr_schedule
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,30 @@ def with_extension(shape: Shape, start: int, end: int, peak: float = 1.0) -> Sha
     return lambda step: _cosine(0.1 * peak, 0.0, (step - start) / max(1, end - start)) if step >= start else shape(step)
 
 
+def replace_from(shape: Shape, start: int, later: Shape) -> Shape:
+    """`shape` up to `start`, then `later`."""
+    return lambda step: shape(step) if step < start else later(step)
+
+
+def new_extension(params: Params, start: int, end: int) -> list[int]:
+    """An extension over the steps [start, end), as the state keeps it: marked AS_STATED under a stated lr_schedule."""
+    return [start, end, AS_STATED] if params.lr_schedule else [start, end]
+
+
+def is_as_stated(extension: Sequence[int]) -> bool:
+    """Whether the extension follows lr_schedule. One without the mark is a cosine tail, as in states of format 1."""
+    return AS_STATED in extension[2:]
+
+
 def make_schedule(
     params: Params, total: int, steps_per_epoch: int, extensions: Sequence[Sequence[int]] = ()
 ) -> Schedule:
-    """The schedule that `params` asks for over `total` steps, then one cosine tail per [start, end) extension."""
+    """The schedule that `params` asks for over `total` steps, then its `extensions` (see new_extension)."""
     is_cycle = params.scheduler == "one_cycle" and not params.lr_schedule
     # The learning rate: stated piece by piece, or a shape with a warm-up (one_cycle has its own).
-    if params.lr_schedule:
-        shape = piecewise(params.lr_schedule, steps_per_epoch)
+    stated = piecewise(params.lr_schedule, steps_per_epoch) if params.lr_schedule else None
+    if params.lr_schedule and stated:
+        shape = stated
         peak = max(rate for _, rate in params.lr_schedule)
     else:
         warm = 0 if is_cycle else round(params.warmup * steps_per_epoch)
@@ -126,14 +143,14 @@ def make_schedule(
         low = max(params.momentum - 0.05, 0.0)
         momentum = _two_phases(total, params.pct_start, high, low, high)
     # Extensions replace both from their start on.
-    for start, end in extensions:
-        shape = with_extension(shape, start, end, peak)
-        momentum = _hold_after(momentum, start, params.momentum) if momentum else None
+    for extension in extensions:
+        start, end = extension[:2]
+        if stated and is_as_stated(extension):
+            shape = replace_from(shape, start, stated)
+        else:
+            shape = with_extension(shape, start, end, peak)
+        momentum = replace_from(momentum, start, lambda step: params.momentum) if momentum else None
     return Schedule(shape, momentum, plateau=params.scheduler == "plateau" and not params.lr_schedule)
-
-
-def _hold_after(shape: Shape, start: int, value: float) -> Shape:
-    return lambda step: shape(step) if step < start else value
 
 
 # --- rules that depend on the past --------------------------------------------------------------------

@@ -16,7 +16,7 @@ from engine.loop import Run, check_finite
 from engine.observers import make_observers
 from engine.plan import Plan
 from engine.precision import Choice
-from engine.schedule import num_steps
+from engine.schedule import is_as_stated, new_extension, num_steps
 from engine.state import Row, SavedState, Shard, State
 from engine.use.repair import write_derived
 from folder.aside import move_aside
@@ -68,7 +68,7 @@ def plan_steps(plan: Plan, state: State, steps_per_epoch: int) -> tuple[int, int
     first = num_steps(plan.params.num_epochs, steps_per_epoch)
     if plan.extends:
         added = num_steps(plan.num_epochs, steps_per_epoch) - num_steps(state.num_epochs, steps_per_epoch)
-        state.extensions = [*state.extensions, [state.step, state.step + added]]
+        state.extensions = [*state.extensions, new_extension(plan.params, state.step, state.step + added)]
     state.num_epochs = plan.num_epochs
     return first, state.extensions[-1][1] if state.extensions else first
 
@@ -300,9 +300,11 @@ def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[s
         lines += rewritten
         lines += [f"continuing at epoch {state.epoch + 1}, step {state.step} of {run.total_steps}"]
     if plan.extends:
-        start, end = state.extensions[-1]
+        start, end = state.extensions[-1][:2]
         rate = max(group["initial_lr"] for group in run.optimizer.param_groups) * run.schedule.multiplier(start)
-        lines += [f"extension: steps {start} to {end}, learning rate on a cosine from {rate:g} to 0"]
+        as_stated = f"as lr_schedule states, {rate:g} at first"
+        shape = as_stated if is_as_stated(state.extensions[-1]) else f"on a cosine from {rate:g} to 0"
+        lines += [f"extension: steps {start} to {end}, learning rate {shape}"]
     return lines
 
 

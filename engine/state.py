@@ -50,7 +50,7 @@ class State:
     train_row: Row = field(default_factory=dict)  # the training half of the next history row
     history: list[Row] = field(default_factory=list)
     num_epochs: float = 0.0  # how far this run was asked to go, extensions included
-    extensions: list[list[int]] = field(default_factory=list)  # [start, end) steps of each extension
+    extensions: list[list[int]] = field(default_factory=list)  # see schedule.new_extension
 
     @property
     def eval_net(self) -> nn.Module:

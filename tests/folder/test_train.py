@@ -119,6 +119,16 @@ def test_a_run_that_is_done_cannot_become_shorter(train, tmp_path):
     assert tree(folder) == before
 
 
+def test_an_extension_follows_a_stated_schedule(train, tmp_path):
+    folder = experiment(tmp_path / "x", lr_schedule=[[1, 0.1], [100, 0.01]])
+    train(folder)
+    for extend in (1, 2):
+        code, printed = train(folder, "--extend", extend)
+        assert code == 0
+        assert "learning rate as lr_schedule states, 0.01 at first" in printed
+    assert [row["learning_rate"] for row in history(folder)] == pytest.approx([0.1, 0.01, 0.01, 0.01])
+
+
 def test_extend_continues_and_is_idempotent(train, tmp_path):
     folder = experiment(tmp_path / "x")
     train(folder)

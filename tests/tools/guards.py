@@ -115,6 +115,8 @@ GUARDS = [
           "        wrong = []\n", f"{H}::test_json_of_the_right_shape_with_wrong_types_is_no_traceback"),
     Guard("errors of archives", "model/images/build/archives.py", "    except Exception as error:  # of damaged,", "    except OSError as error:  # of damaged,",
           f"{H}::test_an_archive_that_cannot_be_read_is_one_line"),
+    Guard("a stated schedule stays stated", "engine/schedule.py", "return [start, end, AS_STATED] if params.lr_schedule else", "return",
+          "tests/folder/test_train.py::test_an_extension_follows_a_stated_schedule"),
     Guard("nobody leaves while numbers travel", "engine/distributed.py", "                    work.wait(timedelta(seconds=5))\n", "                    pass\n",
           f"{D}::test_nobody_leaves_while_numbers_travel"),
     Guard("each start has a name", "engine/distributed.py", "    while silent:\n", "    while len(silent) > size:\n",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.schedule import is_time, make_schedule, num_steps, plateau_factor, should_stop
+from engine.schedule import is_time, make_schedule, new_extension, num_steps, plateau_factor, should_stop
 from folder.history import best_row
 from params.keys import EarlyStoppingKeys
 
@@ -174,6 +174,21 @@ def test_extensions_follow_each_other_from_a_tenth_of_the_peak():
     cycled = make_schedule(settings(momentum=0.8), 100, 10, extensions=[[100, 120], [120, 160]])
     momenta = [cycled.momentum(step) for step in (0, 29, 99, 100, 120, 159)]
     assert momenta == pytest.approx([0.85, 0.75, 0.85, 0.8, 0.8, 0.8])
+
+
+def test_a_stated_schedule_goes_on_as_stated_through_extensions():
+    """0.01 until epoch 100, whatever the extensions; what was extended on a cosine before keeps it."""
+    given = settings(lr_schedule=[[3, 0.1], [100, 0.01]])
+    extensions = [new_extension(given, 40, 60), new_extension(given, 60, 2000)]
+    shape = make_schedule(given, 40, 10, extensions).multiplier
+    assert [shape(step) for step in (29, 30, 39, 40, 59, 60, 999, 1000, 1999)] == [0.1] + 8 * [0.01]
+    assert new_extension(settings(), 40, 60) == [40, 60]
+    mixed = make_schedule(given, 40, 10, [[40, 60], new_extension(given, 60, 80)]).multiplier
+    assert [mixed(step) for step in (39, 40, 50, 60, 79)] == pytest.approx([0.01, 0.01, 0.005, 0.01, 0.01])
+    # An extension that ends before the next rate begins goes on to it.
+    early = settings(lr_schedule=[[3, 0.1], [5, 0.01], [9, 0.001]])
+    shape = make_schedule(early, 40, 10, [new_extension(early, 40, 100)]).multiplier
+    assert [shape(step) for step in (40, 49, 50, 89, 95)] == [0.01, 0.01, 0.001, 0.001, 0.001]
 
 
 def test_a_plateau_is_more_than_patience_epochs_without_improvement():
