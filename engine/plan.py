@@ -316,14 +316,19 @@ def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> lis
 
 
 def changed_machine(plan: Plan, choice: Mapping[str, object], machine: Mapping[str, object]) -> list[str]:
-    """ "key old -> new" for what differs from the kind of machine, and the choices for it, that the run began with."""
+    """ "key old -> new" for what differs from the kind of machine, and the choices for it, that the run began with.
+
+    The arithmetic is compared where both know it (records of format 1 do not) and it was tried in the same way.
+    """
     if not plan.pinned:
         return []
     new = {**machine, **choice}
     old = plan.pinned.get("machine", {}) | plan.pinned.get("choice", {})
     if "params" in plan.accepted:  # a changed precision is a change of the parameters, not of the machine
         old |= choice
-    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    is_comparable = {"arithmetic"} <= old.keys() & new.keys() and plan.pinned.get("choice") == choice
+    compared = sorted((old | new).keys() - (set() if is_comparable else {"arithmetic"}))
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)]
 
 
 def fill_pinned(params: Params, resolved: JsonObject, pinned: JsonObject) -> Params:

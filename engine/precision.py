@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import platform
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
@@ -44,17 +43,6 @@ class Choice:
 
     def to_dict(self) -> dict[str, str | bool | int]:
         return asdict(self)
-
-
-def machine_kind(device: str) -> dict[str, str]:
-    """The properties of the machine that decide the last bits of a result."""
-    features = torch.cpu.get_capabilities()
-    extras = [name for name in ("avx512_bf16", "amx_bf16") if features.get(name)]
-    cpu = " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *extras])
-    kind = {"torch": str(torch.__version__), "cpu": cpu}
-    if device.startswith("cuda"):
-        kind["gpu"] = torch.cuda.get_device_name(torch.device(device))
-    return kind
 
 
 def pick_device(params: Params, local_rank: int = 0) -> str:

@@ -94,6 +94,21 @@ def test_an_accepted_precision_is_no_change_of_the_machine(folder, plan):
     assert changed_machine(accepting, other, MACHINE) == []
 
 
+def test_arithmetic_is_compared_where_both_know_it(folder, plan):
+    known = MACHINE | {"arithmetic": "aa"}
+    other = MACHINE | {"arithmetic": "bb"}
+    first = pin(plan, machine=known)
+    with pytest.raises(UserError, match="the machine changed since this run began: arithmetic aa -> bb") as refused:
+        pin(first, machine=other)
+    assert "--accept machine" in str(refused.value)
+    assert changed_machine(first, CHOICE, MACHINE) == [], "a GPU, no longer asked"
+    assert changed_machine(pin(plan), CHOICE, other) == [], "a record of format 1"
+    # In another precision the same machine gives another hash.
+    accepting = decide(folder, parse("--data_dir", "data", "--accept", "params"))
+    accepting = accepting.__class__(**vars(accepting) | {"pinned": first.pinned})
+    assert changed_machine(accepting, CHOICE | {"precision": "bf16"}, other) == []
+
+
 def test_a_refusal_lists_eight_changes_and_the_command(plan):
     assert refuse(plan, "params", []) == []
     with pytest.raises(UserError, match="a; b; c; d; e; f; g; h; and 2 more. To continue") as refused:

@@ -35,6 +35,28 @@ def train(data: Path, folder: Path, *flags: object, **kwargs) -> subprocess.Pope
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
+# --- the machine ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a switch of oneDNN on x86")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_arithmetic_that_no_query_shows_is_refused_until_accepted(data, tmp_path, precision):
+    folder = experiment(tmp_path / "e", precision=precision, threads=1)
+    command = [*TRAIN, "--data_dir", str(data), "--model_dir", str(folder)]
+    subprocess.run([*command, "--until", "1"], check=True, capture_output=True, timeout=120)
+    before = tree(folder)
+    other = {**os.environ, "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    refused = subprocess.run(command, env=other, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "the machine changed since this run began: arithmetic" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert tree(folder) == before
+    # The way out that the message names, then the same machine again.
+    accepted = subprocess.run([*command, "--accept", "machine"], env=other, capture_output=True, text=True, timeout=120)
+    assert accepted.returncode == 0, accepted.stderr
+    assert "not bitwise" in accepted.stdout
+
+
 # --- one folder, many starts ----------------------------------------------------------------------------------
 
 

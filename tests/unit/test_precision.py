@@ -1,12 +1,19 @@
 """What `auto` becomes on each kind of machine, as a table; and the settings that follow from it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from kit import ROOT
 from torch import nn
 
 from engine import precision
+from engine.distributed import World
+from engine.machine import hash_arithmetic, machine_kind
 from engine.precision import STEPS_WORTH_COMPILING, Choice
 from params import Params
 from utils import UserError
@@ -169,12 +176,48 @@ def test_settings_of_the_process(monkeypatch):
 def test_the_kind_of_machine_names_what_changes_the_last_bits(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": True})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    kind = precision.machine_kind("cpu")
-    assert list(kind) == ["torch", "cpu"]
+    kind = machine_kind(choice(), Params(), "cpu", World())
+    assert list(kind) == ["torch", "cpu", "arithmetic"]
     assert kind["torch"] == torch.__version__
     assert kind["cpu"].endswith(" amx_bf16")
     assert "avx512_bf16" not in kind["cpu"]
-    assert precision.machine_kind("cuda:1")["gpu"] == "GPU 1"
+    on_gpu = machine_kind(choice(device="cuda"), Params(), "cuda:1", World())
+    assert on_gpu["gpu"] == "GPU 1"
+    assert "arithmetic" not in on_gpu, "nothing promises the same bits without `deterministic`"
+
+
+def test_arithmetic_is_a_function_of_precision_layout_and_nothing_else():
+    before = torch.get_rng_state()
+    plain = hash_arithmetic(choice(), "cpu")
+    assert plain == hash_arithmetic(choice(), "cpu")
+    assert plain != hash_arithmetic(choice(precision="bf16"), "cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="no bf16 instructions to switch off")
+def test_arithmetic_shows_emulated_bf16():
+    """Only numbers of many sizes show it: sums of numbers of one size round nowhere."""
+    script = "from test_precision import *; print(hash_arithmetic(choice(precision='bf16', threads=1), 'cpu'))"
+    path = f"{ROOT}{os.pathsep}{Path(__file__).parent}{os.pathsep}{ROOT / 'tests/tools'}"
+
+    def run(**switches):
+        env = {**os.environ, "PYTHONPATH": path, **switches}
+        return subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert len(run()) == 17
+    assert run() == run()
+    assert run() != run(ONEDNN_MAX_CPU_ISA="AVX512_CORE")
+
+
+def test_ranks_that_differ_are_recorded_one_by_one():
+    def kind(*hashes):
+        world = SimpleNamespace(gather=lambda own: list(hashes))
+        return machine_kind(choice(), Params(), "cpu", world)["arithmetic"]
+
+    assert kind("aa", "aa") == "aa"
+    assert kind("aa", "bb") == "aa bb"
 
 
 def test_a_compiled_net_leaves_other_batch_sizes_to_the_plain_one(monkeypatch, tmp_path):
