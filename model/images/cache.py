@@ -166,11 +166,8 @@ def _open_jpegs(files: CacheFiles, job: DecodingPass, manifest: Manifest, digest
     offsets = cache_files.read_array(files, ".offsets", "<i8", (num + 1,), recorded.get(".offsets", ""))
     blocks = cache_files.read_array(files, ".blocks", "u1", (num, DIGEST_BYTES), recorded.get(".blocks", ""))
     data = cache_files.map_bytes(files, ".jpegs", int(offsets[-1]))
-
-    def encode_again(row: int) -> bytes:
-        return encode_jpeg(decode_again(job.index, job.size, job.resize, digests, row))
-
-    return CheckedJpegs(data, offsets, job.size, blocks, encode_again, partial(_report_damage, files, manifest["seal"]))
+    again = partial(encode_again, job.index, job.size, job.resize, digests)
+    return CheckedJpegs(data, offsets, job.size, blocks, again, partial(_report_damage, files, manifest["seal"]))
 
 
 def _load(images: CheckedImages) -> np.ndarray:
@@ -190,6 +187,11 @@ def decode_again(index: Index, size: int, resize: str, digests: np.ndarray, row:
     if digest_of(data) != digests[row].tobytes():
         raise ImageError(f"{path}: the file has changed since its dataset was opened")
     return base_image(decode(data, path), size, resize)
+
+
+def encode_again(index: Index, size: int, resize: str, digests: np.ndarray, row: int) -> bytes:
+    """The same as the jpeg cache keeps it."""
+    return encode_jpeg(decode_again(index, size, resize, digests, row))
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import pty
 import re
 import resource
@@ -409,6 +410,16 @@ def test_a_cache_that_may_not_be_written_is_used_all_the_same(data, monkeypatch,
     again = decoded(data, "disk")
     assert again.form == "disk"
     assert np.array_equal(pixels(again), before)
+
+
+@pytest.mark.parametrize("form", ["disk", "jpeg"])
+def test_a_cache_travels_to_workers_that_are_not_forked(data, form):
+    """macOS: what a worker needs is pickled."""
+    before = pixels(decoded(data, form))
+    flip(cache_file(data, ".npy" if form == "disk" else ".jpegs"), 700)
+    found = decoded(data, form)
+    received = pickle.loads(pickle.dumps(found))  # of our own making
+    assert np.array_equal(pixels(received), before)
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------
