@@ -211,7 +211,8 @@ def test_one_gather_is_what_the_transforms_do_one_after_another(recipe, num, epo
 @pytest.mark.parametrize("crop", ["RandomCrop", "CenterCrop"])
 def test_holes_of_a_gather_are_those_of_the_transforms(crop, hole):
     """By pixels, by runs and where nothing is cut off: some images with a hole, some without, to the bit."""
-    steps = [("PadIfNeeded", 14, 13), (crop, 8, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", *hole)]
+    steps = [("PadIfNeeded", 14, 13), (crop, 8, 8), ("HorizontalFlip", 0, 0)]
+    steps += [("CoarseDropout", *hole), ("CoarseDropout", 2, 4)]
     transforms = [transform_of(*step) for step in steps]
     augment = Augment(transforms, 8, seed=3)
     store = torch.from_numpy(np.random.default_rng(0).integers(100, 256, (9, 12, 11, 3)).astype(np.uint8))

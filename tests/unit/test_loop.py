@@ -559,3 +559,34 @@ def test_an_epoch_waits_as_often_however_many_steps_it_has(values, tmp_path, mon
     assert few[0] == 6
     assert many[0] == 15
     assert few[1] == many[1] <= 3, (few, many)
+
+
+# --- what an error and a scaler carry -----------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_says_only_its_message():
+    error = NonFiniteLoss("the loss is nan", 2, 7)
+    assert (str(error), error.epoch, error.step) == ("the loss is nan", 2, 7)
+    assert (NonFiniteLoss("x").epoch, NonFiniteLoss("x").step) == (None, None)
+
+
+def test_the_scale_of_fp16_survives_an_interruption():
+    """torch's own arithmetic: the scale doubles after 2 steps without overflow and halves after one with it."""
+
+    def make_state(scale: float) -> State:
+        net = nn.Linear(2, 1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        return State(net, torch.optim.SGD(net.parameters(), lr=0.1), scaler=scaler)
+
+    state = make_state(8.0)
+    for value in (1.0, 1.0, float("inf")):
+        assert state.scaler is not None
+        state.optimizer.zero_grad()
+        state.scaler.scale(state.net(torch.ones(1, 2)).sum() * value).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    again = make_state(1024.0)
+    again.load_state_dict(state.state_dict())
+    assert again.scaler is not None
+    assert again.scaler.get_scale() == 8.0 * 2 / 2
+    assert again.scaler.state_dict() == state.scaler.state_dict()

@@ -303,3 +303,18 @@ def test_padding_weighs_nothing(tmp_path):
         part = loaders(data, "valid", rank=rank, world=4, bs_test=1)["valid"]
         weights.append([batch[3].tolist() for batch in batches(part)])
     assert weights == [[[1.0], [1.0]], [[1.0], [1.0]], [[1.0], [0.0]], [[1.0], [0.0]]]  # 6 images: 4, then 2
+
+
+def test_a_fingerprint_is_sha256_over_names_and_over_columns_in_blocks_of_65_536_files():
+    num = 65_540
+    digests = np.random.default_rng(0).integers(0, 256, (num, 16)).astype(np.uint8)
+    labels = np.arange(num) % 3
+    names = [f"{number}.png".encode() for number in range(num)]
+    columns = hashlib.sha256()
+    for part in (slice(0, 65_536), slice(65_536, num)):
+        columns.update(np.array([len(name) for name in names[part]], "<u2").tobytes())
+        columns.update(np.arange(num, dtype="<i8")[part].tobytes())  # the sizes of make_source
+        columns.update(labels[part].astype("<i4").tobytes())
+        columns.update(digests[part].tobytes())
+    expected = hashlib.sha256(hashlib.sha256(b"".join(names)).digest() + columns.digest()).hexdigest()
+    assert make_source(labels.tolist(), digests).fingerprint() == expected
