@@ -64,3 +64,11 @@ def test_a_folder_without_weights_says_how_to_get_them(folder, tmp_path):
         find_trained_weights(Folder(tmp_path / "nowhere"), "best")
     with pytest.raises(UserError, match="has not been trained yet: python train.py"):
         find_trained_weights(Folder(tmp_path), "best")
+    pinned = {name: {} for name in ("data", "machine", "choice", "automatic")}
+    pinned |= {"classes": [], "mean": [], "std": [], "im_sz": 8}
+    resolved = {"arch": "lenet", "arch_args": {}, "im_sz": 8, "n_clas": 2, "best_metric": "accuracy", "num_epochs": 2}
+    (folder.path / "record/resolved.json").write_text(json.dumps(resolved | {"pinned": pinned}))
+    folder.weights("last").unlink()
+    command = f"continue with python train.py --model_dir {folder.path}$"
+    with pytest.raises(UserError, match=f"no epoch has finished yet; {command}"):
+        find_trained_weights(folder, "last")
