@@ -26,7 +26,7 @@ from model.images.index import describe_ignored, find_splits, index_split
 from model.images.order import EpochOrder, position_dtype
 from model.images.paths import Paths
 from model.pixels.normalise import BatchBuffer
-from model.pixels.progressive import list_training_sizes, size_at
+from model.pixels.progressive import describe_training_sizes, list_training_sizes, size_at
 from utils import UserError, key64
 
 ORIENTATION = 0x0112
@@ -719,6 +719,17 @@ def test_data_work_takes_one_thread_and_leaves_the_number_as_it_was(data):
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("finetune", "num_epochs", "full"), [(0.0, 10.0, 10), (0.2, 10.0, 8), (0.0, 2.5, 3)])
+def test_the_epoch_that_is_said_is_the_first_of_full_size(finetune, num_epochs, full):
+    how = {"initial_scale": 0.5, "delay_fraction": 0.0, "finetune_fraction": finetune, "size_increment": 1}
+    params = make_params(progressive=how, num_epochs=num_epochs)
+    sides = [size_at(params, 200, epoch) for epoch in range(full + 1)]
+    assert sides[0] == 100
+    assert all(side < 200 for side in sides[:full])
+    assert sides[full] == 200
+    assert describe_training_sizes(params, 200) == f"progressive: 100 px to 200 px by epoch {full}"
 
 
 def test_progressive_resizing(tmp_path):
