@@ -1,0 +1,281 @@
+"""A trained net is measured by the code that trained it, whatever has become of the tree; a sealed test split is looked
+at once."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+from kit import ROOT, call, experiment, make_dataset, tree
+
+from engine.use import evaluation, looks
+from folder.folder import Folder
+from folder.provenance import INFERENCE_CODE, changed_files, is_result_code, pick_code, source_files
+from folder.trust import seal
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A dataset, and two experiments trained on it: `m`, and `sealed`, whose best epoch is not its last."""
+    root = tmp_path_factory.mktemp("world")
+    make_dataset(root / "data")
+    experiment(root / "m", num_epochs=1)
+    experiment(root / "sealed", num_epochs=2, test="sealed", metrics=["accuracy", "f1"])
+    for name in ("m", "sealed"):
+        code, printed = call("train", "--data_dir", root / "data", "--model_dir", root / name)
+        assert code == 0, printed
+    return root
+
+
+@pytest.fixture
+def folders(world, tmp_path):
+    for name in ("m", "sealed"):
+        shutil.copytree(world / name, tmp_path / name, symlinks=True)
+    return tmp_path
+
+
+def change_frozen(folder, name="model/net.py", old="features.mean(dim=(2, 3)))", new="features.mean(dim=(2, 3)) ** 2)"):
+    """As if the folder had been trained by other code than that of the tree: one line differs."""
+    path = folder / "record/code" / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    seal(folder, folder / "record/code")
+
+
+def measure(folder, out, *flags):
+    code, printed = call("evaluate", "--model_dir", folder, "--out", out, "--json", *flags)
+    assert code == 0, printed
+    head, brace, rest = printed.partition("\n{")
+    return head, json.loads((brace + rest) if brace else printed)
+
+
+def read_looks(folder):
+    return [json.loads(line) for line in (folder / "record/test_looks.jsonl").read_text().splitlines()]
+
+
+# --- by which code --------------------------------------------------------------------------------------------
+
+
+def test_the_frozen_copy_gives_what_the_tree_gave_byte_for_byte(folders):
+    folder = folders / "m"
+    head, by_tree = measure(folder, folders / "tree")
+    assert "changed since the training" not in head
+    head, by_copy = measure(folder, folders / "copy", "--code", "folder", "--bs_test=256", "--device=cpu")
+    assert "36 images of 3 classes" in head
+    assert (by_tree["code"], by_copy["code"]) == ("tree", "folder")
+    assert by_tree["metrics"] == by_copy["metrics"]
+    first, second = tree(folders / "tree"), tree(folders / "copy")
+    origins = [json.loads(files.pop("evaluation/origin.json")) for files in (first, second)]
+    assert first == second
+    assert len(first) == 7
+    assert [origin.pop("code") for origin in origins] == ["tree", "folder"]
+    assert origins[0] == origins[1]
+    assert [look["code"] for look in read_looks(folder)] == ["tree", "folder"]
+
+
+def test_where_the_tree_has_changed_the_folder_computes(folders, world):
+    folder = folders / "m"
+    _, by_tree = measure(folder, folders / "before")
+    change_frozen(folder)
+    head, by_copy = measure(folder, folders / "after")
+    assert "model/net.py changed since the training" in head
+    assert "--code tree" in head
+    assert by_copy["code"] == "folder"
+    assert abs(by_copy["metrics"]["loss"] - by_tree["metrics"]["loss"]) > 1e-3
+    head, again = measure(folder, folders / "asked", "--code", "tree")
+    assert "computed by this tree, as asked, though model/net.py changed" in head
+    assert again["metrics"] == by_tree["metrics"]
+    # predict.py agrees with evaluate.py, by either code
+    for way, out in (([], "after"), (["--code=tree"], "asked")):
+        code, printed = call("predict", "--model_dir", folder, world / "data/test", "--top", 3, "--json", *way)
+        assert code == 0, printed
+        rows = json.loads(printed[printed.index("{") :])["rows"]
+        table = (folders / out / "evaluation/predictions.csv").read_text().splitlines()
+        expected = {line.split(",")[0]: line.split(",")[2:] for line in table[1:]}
+        for row in rows:
+            predicted, *probabilities = expected[os.path.relpath(row["path"], world / "data")]
+            assert row["label_1"] == predicted
+            assert row["prob_1"] == pytest.approx(max(map(float, probabilities)), abs=1e-6)
+    assert len(rows) == 36
+
+
+def test_metrics_are_those_of_the_tree_and_mistakes_of_the_copy_are_one_line(folders):
+    folder = folders / "m"
+    change_frozen(folder)
+    _, result = measure(folder, folders / "o", '--metrics=["f1", "ece"]')
+    assert list(result["metrics"]) == ["loss", "f1", "ece", "accuracy"]
+    looked = read_looks(folder)
+    assert looked[0]["overrides"] == {"metrics": ["f1", "ece"]}
+    weights = folder / "weights/best.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    code, printed = call("evaluate", "--model_dir", folder)
+    assert code == 3, printed
+    assert "does not have the recorded digest" in printed.splitlines()[-1]
+    code, printed = call("predict", "--model_dir", folder, "no such file.png")
+    assert code == 3, printed
+    (folder / "record/code/evaluate.py").unlink()
+    (folder / "record/code/engine/use/frozen.py").unlink()
+    seal(folder, folder / "record/code")
+    code, printed = call("evaluate", "--model_dir", folder)
+    assert code == 2, printed
+    assert "holds no record/code/evaluate.py: --code tree computes" in printed
+    assert read_looks(folder) == looked
+
+
+def test_images_that_cannot_be_read_are_named_by_the_copy_too(folders):
+    change_frozen(folders / "m")
+    code, printed = call("predict", "--model_dir", folders / "m", "gone.png", "--json")
+    assert code == 2, printed
+    assert json.loads(printed[printed.index("{") : printed.rindex("}") + 1])["failed"] == 1
+
+
+def test_logits_alone_are_for_the_caller_that_records_the_look(folders):
+    code, printed = call("evaluate", "--model_dir", folders / "m", "--logits", folders / "x.npz")
+    assert code == 2, printed
+    assert not (folders / "x.npz").exists()
+
+
+def test_what_the_net_and_its_input_depend_on():
+    counted = {name.as_posix() for name in source_files(ROOT) if is_result_code(name, INFERENCE_CODE)}
+    assert {"include.py", "utils.py", "engine/use/inference.py", "params/keys.py", "model/nets/build.py"} <= counted
+    rooms = {name.split("/")[0] for name in counted}
+    assert rooms == {"include.py", "utils.py", "params", "model", "engine"}
+    assert [name for name in counted if name.startswith("engine")] == ["engine/use/inference.py"]
+    assert not [name for name in counted if "images/build" in name or name.endswith("check.py")]
+
+
+def test_comments_do_not_count_and_the_comparison_is_quick(folders):
+    folder = Folder(folders / "m")
+    said = []
+    assert pick_code(folder, None, said.append) == "tree"
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        changed_files(folder, {}, INFERENCE_CODE)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.02
+    change_frozen(folder.path, old="return self.head(features", new="# a remark\n        return self.head(features")
+    assert pick_code(folder, None, said.append) == "tree"
+    assert said == []
+
+
+# --- a sealed test split --------------------------------------------------------------------------------------
+
+
+def look_at(folder, *flags):
+    return call("evaluate", "--model_dir", folder, *flags)
+
+
+def test_a_sealed_split_is_looked_at_once_and_the_same_weights_get_the_recorded_metrics(folders, monkeypatch):
+    folder = folders / "sealed"
+    assert look_at(folder)[0] == 0
+    before = tree(folder)
+    first = json.loads((folder / "metrics_test_best.json").read_text())
+    # again: no second computation
+    monkeypatch.setattr(evaluation, "collect_outputs", None)
+    code, printed = look_at(folder)
+    assert code == 0, printed
+    assert "the test split is sealed" in printed
+    assert f"accuracy {first['accuracy']:.4f}" in printed
+    code, printed = look_at(folder, "--json")
+    result = json.loads(printed[printed.index("{") :])
+    assert {"epoch": result["epoch"]} | result["metrics"] == first
+    # other weights, metrics and views are refused
+    if (folder / "weights/last.safetensors").read_bytes() == (folder / "weights/best.safetensors").read_bytes():
+        pytest.fail("the fixture wants two different sets of weights")
+    for flags in (["--restore_file", "last"], ["--tta=flip"], ['--metrics=["ece"]']):
+        code, printed = look_at(folder, *flags)
+        assert code == 2, printed
+        assert len(printed.strip().splitlines()) == 1, printed
+        assert '"test": "sealed"' in printed
+    assert tree(folder) == before
+    # the way out that is named works
+    monkeypatch.undo()
+    assert look_at(folder, "--restore_file", "last", "--split", "valid")[0] == 0
+
+
+def test_a_kill_after_the_look_does_not_lock_its_owner_out(folders, monkeypatch):
+    folder = folders / "sealed"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "write_evaluation", stop)
+    with pytest.raises(KeyboardInterrupt):
+        look_at(folder)
+    monkeypatch.undo()
+    (look,) = read_looks(folder)
+    assert not (folder / "metrics_test_best.json").exists()
+    code, printed = look_at(folder, "--restore_file", "last")
+    assert code == 2, printed
+    assert look_at(folder)[0] == 0
+    metrics = json.loads((folder / "metrics_test_best.json").read_text())
+    assert {name: metrics[name] for name in look["metrics"]} == look["metrics"]
+    assert (folder / "evaluation/top_losses.png").exists()
+    assert read_looks(folder) == [look]
+
+
+def test_the_one_look_is_at_one_set_of_images(folders, world):
+    folder = folders / "sealed"
+    other = make_dataset(folders / "other", per_class=7)
+    assert look_at(folder)[0] == 0
+    before = tree(folder)
+    code, printed = look_at(folder, "--data_dir", other)
+    assert code == 2, printed
+    assert "other images or labels" in printed.splitlines()[-1]
+    assert tree(folder) == before
+    moved = folders / "moved"
+    shutil.copytree(world / "data", moved)
+    assert look_at(folder, "--data_dir", moved)[0] == 0, "a plain copy is the same dataset"
+    assert len(read_looks(folder)) == 1
+
+
+def test_two_looks_at_once_with_other_weights_are_not_both_taken(folders):
+    """The second process had found no look when it began."""
+    looks.record_look(folders / "sealed", {"weights": "a", "time": "today", "restore_file": "best"}, is_sealed=True)
+    with pytest.raises(UserError, match="taken at other weights 'best' on today"):
+        looks.record_look(folders / "sealed", {"weights": "b"}, is_sealed=True)
+    assert len(read_looks(folders / "sealed")) == 1
+
+
+def test_it_is_pinned_at_the_first_start(folders, world):
+    for name, given in (("sealed", "counted"), ("m", "sealed")):
+        folder = folders / name
+        for flags in ((), ("--accept", "params"), ("--num_epochs=5", "--accept", "params")):
+            code, printed = call(
+                "train", "--data_dir", world / "data", "--model_dir", folder, f"--test={given}", *flags
+            )
+            assert code == 2, printed
+            assert "since the first start of" in printed
+        code, printed = look_at(folder, f"--test={given}")
+        assert code == 2, printed
+
+
+# --- the list of looks ----------------------------------------------------------------------------------------
+
+
+def test_a_list_that_was_removed_counts_as_a_look(folders):
+    folder = folders / "m"
+    assert "look 1 at" in look_at(folder)[1]
+    (folder / "record/test_looks.jsonl").unlink()
+    assert "look 2 at" in look_at(folder)[1]
+    assert "at least one earlier look" in read_looks(folder)[0]["lost"]
+    sealed = folders / "sealed"
+    assert look_at(sealed)[0] == 0
+    (sealed / "record/test_looks.jsonl").unlink()
+    code, printed = look_at(sealed)
+    assert code == 3, printed
+    assert "metrics_test_best.json was there without this list" in printed
+    assert not (sealed / "record/test_looks.jsonl").exists()
+
+
+def test_a_copy_by_hard_links_leaves_the_list_of_the_original_alone(folders):
+    folder, copy = folders / "m", folders / "copy"
+    assert look_at(folder)[0] == 0
+    shutil.copytree(folder, copy, copy_function=os.link, symlinks=True)
+    before = tree(folder)
+    assert "look 2 at" in look_at(copy)[1]
+    assert tree(folder)["record/test_looks.jsonl"] == before["record/test_looks.jsonl"]
