@@ -23,9 +23,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engine.state import SavedState
-from folder.manifest import FORMAT, MANIFEST, read_manifest, seal
-from include import CHECKPOINTS, EXIT_DAMAGED
+from folder.identity import Identity
+from folder.manifest import MANIFEST, read_manifest, seal
+from include import CHECKPOINTS, EXIT_DAMAGED, EXIT_SYSTEM
 from utils import JsonObject, UserError, to_json, write_atomic
+
+WEIGHTS_FORMAT = 1  # of exported weights; they know nothing of the folder
 
 
 class Entry(TypedDict):
@@ -88,8 +91,10 @@ class Snapshot:
 class Checkpoints:
     """The resumable state of one experiment folder, under `checkpoints/`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, identity: Identity | None = None):
+        """`identity`: whose state it is; needed to write, and checked against what is there before it is replaced."""
         self.path = folder / CHECKPOINTS
+        self.identity = identity
 
     def manifest(self) -> JsonObject:
         """The last commit, or {} when there is none. UserError (exit 3) when it exists but cannot be read."""
@@ -99,7 +104,7 @@ class Checkpoints:
         """Make `state` the state to resume from. `epoch_done`: an evaluation has just ended."""
         # The state file comes first, and is durable before the manifest names it.
         self.path.mkdir(exist_ok=True)
-        old = self.manifest()
+        old = self._own_manifest()
         entry = self._write(state)
         # The last `keep_last` epochs stay; of two entries for the same state, the later one.
         epochs = [*old.get("epochs", []), entry] if epoch_done else old.get("epochs", [])
@@ -107,7 +112,6 @@ class Checkpoints:
         epochs = epochs[-keep_last or len(epochs) :]
         # The new manifest is the commit.
         manifest = {
-            "format": FORMAT,
             "last": entry,
             "previous": old.get("last"),
             "best": entry if is_best else old.get("best"),
@@ -119,7 +123,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """The run is done: keep optimizer state in `last` alone, and drop the generation before it."""
-        manifest = self.manifest()
+        manifest = self._own_manifest()
         last = manifest["last"]
         # Write the best and the kept epochs again, without optimizer state.
         slim: dict[str, Entry] = {}
@@ -132,6 +136,20 @@ class Checkpoints:
         manifest["best"] = slim.get((manifest["best"] or last)["file"], manifest["best"])
         manifest["epochs"] = [slim.get(entry["file"], entry) for entry in manifest["epochs"]]
         self._publish(manifest | {"previous": None, "done": True})
+
+    def adopt(self) -> None:
+        """Seal the last commit with the identity of this folder: it was copied, or written without ids."""
+        if manifest := self.manifest():
+            self._publish(manifest)
+
+    def _own_manifest(self) -> JsonObject:
+        """The last commit. UserError (exit 5) when another run has written it since this one began."""
+        manifest = self.manifest()
+        if manifest and self.identity and (manifest.get("id"), manifest.get("attempt")) != self.identity.ids:
+            raise UserError(
+                f"{self.path / MANIFEST} was written by another run meanwhile; nothing was written", EXIT_SYSTEM
+            )
+        return manifest
 
     def read(self, entry: Entry) -> SavedState:
         """The state that a manifest entry names. UserError (exit 3) when its bytes are not the committed ones."""
@@ -178,7 +196,8 @@ class Checkpoints:
 
     def _publish(self, manifest: JsonObject) -> None:
         """Replace the manifest, which commits it; then remove the state files that it no longer names."""
-        write_atomic(self.path / MANIFEST, to_json(seal(manifest)))
+        record = self.identity.seal(manifest) if self.identity else seal({"format": 1, **manifest})
+        write_atomic(self.path / MANIFEST, to_json(record))
         named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
         keep = {entry["file"] for entry in named if entry}
         for path in self.path.iterdir():
@@ -233,7 +252,7 @@ def with_digest(metadata: Mapping[str, object], tensors: dict[str, Tensor]) -> d
 def weights_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
     """Weights alone, contiguous, with one metadata key `kit` (JSON, sorted keys): enough to predict."""
     own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    complete = with_digest({**metadata, "format": FORMAT}, own)
+    complete = with_digest({**metadata, "format": WEIGHTS_FORMAT}, own)
     return save(own, {"kit": json.dumps(complete, sort_keys=True)})
 
 

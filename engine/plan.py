@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import params as params_module
 from folder.arguments import Request
 from folder.folder import Folder
+from folder.identity import ADOPTS, Identity, choose_identity, identity_in
 from folder.locate import find_data, find_weights
-from folder.manifest import read_manifest
 from folder.provenance import changed_files, check_own_files, run_frozen, same
-from include import CHECKPOINTS, EXIT_DAMAGED, EXIT_NONFINITE, META, PARAMS
+from folder.records import list_results, read_run
+from folder.scratch import is_copied
+from include import EXIT_DAMAGED, EXIT_NONFINITE, PARAMS
 from params import DEFAULTS, Params
 from utils import JsonObject, UserError, command
 
@@ -46,11 +48,19 @@ class Plan:
     restore_file: Path | None = None  # weights to start from
     restore_name: str | None = None  # the same as given, to recognise a repeated command
     holds_run: bool = False  # of --find_lr: the folder holds a run already, which is left unchanged
+    identity: Identity = field(default_factory=Identity.make)  # of what is going to be written
+    adopts: Sequence[Sequence[str | None]] = ()  # ids that records and state may still have: they get `identity`
+    is_copy: bool = False  # of a folder that still exists elsewhere
+    replaces_results: bool = False  # results without a state are moved aside, like an attempt at a restart
     remarks: tuple[str, ...] = ()  # to be logged when the training begins
 
     @property
     def restart(self) -> bool:
         return self.request.restart
+
+    @property
+    def moves_aside(self) -> bool:
+        return self.restart or self.replaces_results
 
     @property
     def accepted(self) -> frozenset[str]:
@@ -110,7 +120,7 @@ def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
 def decide(folder: Folder, request: Request) -> Plan:
     """What `request` means for `folder`. UserError for whatever the user must decide first."""
     # What does the folder hold?
-    meta, manifest = read_run(folder, request.restart)
+    meta, manifest = read_run(folder, request, restart_words(request.argv))
     has_run = bool(manifest)
     # What is asked for? A run that goes on keeps the overrides of its earlier starts.
     overrides = request.overrides
@@ -128,6 +138,7 @@ def decide(folder: Folder, request: Request) -> Plan:
         written=written,
         automatic={k: v for k, v in params.resolved().items() if k in AUTOMATIC and v in (None, "auto")},
     )
+    plan = identify(plan, meta, has_run)
     # What is to be done?
     if request.find_lr:
         return decide_range_test(plan, meta, has_run)
@@ -138,16 +149,18 @@ def decide(folder: Folder, request: Request) -> Plan:
     return decide_continuation(plan, meta, manifest)
 
 
-def read_run(folder: Folder, restart: bool) -> tuple[JsonObject, JsonObject]:
-    """record/meta.json and the manifest of the checkpoints; no manifest when the run is to be started over."""
-    meta = folder.meta()
-    if restart:
-        return meta, {}
-    manifest = read_manifest(folder.path / CHECKPOINTS)
-    folder.check_links()
-    if manifest and not meta:
-        raise UserError(f"{folder.path / META} is missing: bring it back, or start over with --restart", EXIT_DAMAGED)
-    return meta, manifest
+def identify(plan: Plan, meta: JsonObject, goes_on: bool) -> Plan:
+    """The plan with the identity of what it is going to write, and with the ids that are replaced by it."""
+    path = plan.folder.path
+    known = identity_in(meta)
+    is_copy = is_copied(path, meta)
+    identity = choose_identity(known, is_copy, goes_on)
+    adopts = []
+    if goes_on:
+        adopts = list(meta.get(ADOPTS, []))  # of a start that was killed
+        adopts += [list(known.ids) if known else [None, None]] if identity != known else []
+    replaces_results = not goes_on and bool(plan.request.restore_file) and bool(list_results(path))
+    return replace(plan, identity=identity, adopts=adopts, is_copy=is_copy, replaces_results=replaces_results)
 
 
 def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
@@ -196,6 +209,8 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
             raise UserError(describe_other_params(plan, changes))
         return replace(plan, verb="done")
     # It continues: every change must be reported.
+    if manifest.get("state_is_gone"):
+        raise UserError(describe_lost_state(plan), EXIT_DAMAGED)
     check_own_files(plan.folder, plan.params.resolved(), plan.request)
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
@@ -247,6 +262,16 @@ def extended_length(plan: Plan, first: float, manifest: JsonObject) -> float:
     if done and first + extend < reached:
         raise UserError(f"--extend {extend:g}: {path} has {reached:g} epochs ({first:g} + {reached - first:g})")
     return first + extend
+
+
+def describe_lost_state(plan: Plan) -> str:
+    path = plan.folder.path
+    new = command("python", "train.py", "--base", path, "--restore_file", path, "--model_dir", "NEW_FOLDER")
+    restart = command(*restart_words(plan.request.argv), "--restart")
+    return (
+        f"{path} is done and its checkpoints are gone, so it cannot go on. Start a new folder from its weights: "
+        f"{new}   or start over here (the old attempt is kept): {restart}"
+    )
 
 
 def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
@@ -336,6 +361,18 @@ def fill_pinned(params: Params, resolved: JsonObject, pinned: JsonObject) -> Par
     automatic = pinned.get("automatic", {})
     now = params.resolved()
     return params.replace(**{key: resolved[key] for key, auto in automatic.items() if same(now[key], auto)})
+
+
+def restart_words(argv: Sequence[str]) -> list[str]:
+    """The command line without the flags that make no sense at a start, to suggest one."""
+    kept = []
+    words = iter(drop_flags(argv))
+    for word in words:
+        if word == "--extend":
+            next(words, None)  # its value
+        elif not word.startswith("--extend="):
+            kept.append(word)
+    return ["python", "train.py", *kept]
 
 
 def drop_flags(argv: Sequence[str]) -> list[str]:

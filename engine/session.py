@@ -24,11 +24,13 @@ from folder.closing import closing_block
 from folder.console import open_log
 from folder.folder import Folder, now
 from folder.history import best_row
+from folder.identity import ADOPTS
 from folder.provenance import snapshot, update_meta, write_meta
+from folder.scratch import copy_targets
 from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
 from report.image_sheets import save_batch_sheet
-from utils import UserError, read_tensors, write_json
+from utils import UserError, read_tensors
 
 log = logging.getLogger("train")
 
@@ -89,8 +91,9 @@ class Commit:
 
     def write(self, folder: Folder) -> None:
         """In the writer's thread: first the commit, then what is derived from it."""
+        folder.check_held()
         epoch_done = self.weights is not None
-        checkpoints = Checkpoints(folder.path)
+        checkpoints = Checkpoints(folder.path, folder.identity)
         checkpoints.commit(self.state, epoch_done=epoch_done, is_best=self.is_best, keep_last=self.keep_last)
         folder.derive(self.history, self.best)
         if self.weights:
@@ -112,7 +115,8 @@ class Session:
         self.state = state
         self.control = control
         self.folder = plan.folder
-        self.checkpoints = Checkpoints(plan.folder.path)
+        self.identity = plan.identity
+        self.checkpoints = Checkpoints(plan.folder.path, plan.identity)
         self.writer = Writer()
         self.bar = Bar(control, run.train_loader.num_batches)
         resolved = plan.params.resolved()
@@ -137,13 +141,14 @@ class Session:
         """Make the folder, record what is going to run, and greet."""
         plan, loader, state = self.plan, self.run.train_loader, self.state
         # The folder: an earlier attempt is moved aside, the log is opened.
-        moved = move_aside(self.folder.path) if plan.restart else None
-        self.folder.create(plan.written, plan.request.scratch_dir)
+        if plan.is_copy:
+            copy_targets(self.folder.path, self.identity)
+        moved = move_aside(self.folder.path) if plan.moves_aside else None
+        self.folder.create(plan.written, plan.request.scratch_dir, self.identity)
         open_log(self.folder.path, to_stderr=plan.request.json)
         self.checkpoints.clean()
-        # What runs: code, parameters, versions, data, augmentation.
+        # What runs: code, versions, parameters, data, augmentation.
         snapshot(self.folder, self.resolved, state.step)
-        write_json(self.folder.path / RESOLVED, self.resolved)
         write_meta(
             self.folder,
             overrides=plan.overrides,
@@ -156,10 +161,16 @@ class Session:
             num_parameters=count_parameters(self.run),
             from_step=state.step,
             accepted=sorted(plan.accepted) or None,
+            **({ADOPTS: plan.adopts} if plan.adopts else {}),
         )
+        self.folder.write_record(RESOLVED, self.resolved)
         self.folder.write_augmentation(loader.augmentation)
         if loader.fold:
-            write_json(self.folder.path / FOLD, loader.fold)
+            self.folder.write_record(FOLD, loader.fold)
+        # The state gets the ids of the folder when it was copied, or was written without ids.
+        if plan.adopts:
+            self.checkpoints.adopt()
+            update_meta(self.folder, **{ADOPTS: None})
         self.folder.write_status("running", epoch=state.epoch, step=state.step)
         if state.step == 0:
             save_batch_sheet(self.folder.path / BATCH_PNG, loader)
@@ -199,6 +210,8 @@ class Session:
         is_expected = isinstance(error, UserError) or is_interrupted
         code = error.code if isinstance(error, UserError) else EXIT_BUG
         logging.getLogger("train.file").error("%s", error, exc_info=None if is_expected else error)
+        if not self.folder.is_held():
+            return error
         with contextlib.suppress(OSError):  # a full disk: `error` says so already
             self._stop("interrupted" if is_interrupted else "failed", str(error) or type(error).__name__, code)
         return error
@@ -258,6 +271,9 @@ class Session:
 
     def _finish(self) -> None:
         """The run is done: slim its checkpoints, and print what comes next."""
+        self.folder.check_held()
+        # Recorded before the manifest says so: a folder that is done stays done when its checkpoints are deleted.
+        update_meta(self.folder, done={"num_epochs": self.state.num_epochs, "epoch": self.state.epoch})
         self.checkpoints.finish()
         rule = self.plan.params.early_stopping
         reason = ""

@@ -5,7 +5,6 @@ Writes only inside the folder it was given (and the scratch folder that its link
 
 import contextlib
 import datetime
-import hashlib
 import logging
 import os
 import socket
@@ -17,7 +16,10 @@ from typing import Any
 import params as params_module
 from folder.console import close_log
 from folder.history import flat_metrics, history_csv
+from folder.identity import Identity, check_same
 from folder.lock import BusyError, give_back, take
+from folder.manifest import SEAL_KEYS, check_seal
+from folder.scratch import OWNER, make_subfolders
 from include import (
     AUGMENTATION,
     CHECKPOINTS,
@@ -33,16 +35,24 @@ from include import (
     RECORD,
     RESOLVED,
     STATUS,
-    TENSORBOARD,
     WEIGHTS,
 )
 from params import Params
-from utils import UserError, read_json, to_json, write_atomic, write_json
+from utils import JsonObject, UserError, command, read_json, to_json, write_atomic, write_json
 
 log = logging.getLogger("train")
 
 PINNED = {"classes": list, "mean": list, "std": list, "im_sz": int, "data": dict, "machine": dict, "choice": dict,
           "automatic": dict}  # fmt: skip
+
+
+def inode_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode of `path`, links followed; None when there is nothing."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def now() -> str:
@@ -54,8 +64,12 @@ class Folder:
 
     def __init__(self, path: Path | str, is_main: bool = True):
         """`is_main`: False on every rank of a distributed run but the first, which alone takes the lock."""
-        self.path, self.is_main = Path(path), is_main
+        self.path = Path(path)
+        self.is_main = is_main
+        self.identity: Identity | None = None  # known once this process writes the folder
         self._lock: int | None = None
+        self._held: tuple[int, int] | None = None  # device and inode of the locked folder
+        self._scratch_locks: dict[tuple[int, int], int] = {}  # of what checkpoints/ links to, by device and inode
         self._status: dict[str, Any] = {}
         self._status_time = 0.0
 
@@ -76,6 +90,7 @@ class Folder:
         value = self.read(name)
         if not isinstance(value, dict):
             raise UserError(f"{self.path / name} is damaged (no JSON object)", EXIT_DAMAGED)
+        check_seal(self.path / name, value)
         value = (default or {}) | value
         wrong = [key for key, kind in kinds.items() if not isinstance(value.get(key), kind)]
         if wrong:
@@ -94,7 +109,9 @@ class Folder:
         wrong += sorted({"arch", "arch_args", "im_sz", "n_clas", "best_metric"} - resolved.keys())
         if wrong:
             raise UserError(f"{self.path / RESOLVED} is damaged ({', '.join(wrong)})", EXIT_DAMAGED)
-        return resolved
+        if (self.path / META).exists():
+            check_same(self.path / RESOLVED, resolved, self.meta())
+        return {key: value for key, value in resolved.items() if key not in SEAL_KEYS}
 
     def params(self) -> Params:
         """The parameters that ran."""
@@ -126,6 +143,7 @@ class Folder:
 
     def write_weights(self, which: str, data: bytes) -> None:
         """Replace weights/best or weights/last."""
+        self.check_held()
         path = self.weights(which)
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, data)
@@ -141,57 +159,83 @@ class Folder:
             yield self
         finally:
             close_log()
-            if self._lock is not None:
-                give_back(self._lock)
+            for lock in [*self._scratch_locks.values(), *([] if self._lock is None else [self._lock])]:
+                give_back(lock)
+            self._scratch_locks.clear()
             self._lock = None
+            self._held = None
 
     def acquire(self) -> None:
         """Take the lock until this process ends; see locked(). Of several ranks, only the first takes it."""
         if self._lock is not None or not self.is_main:
             return
+        self._lock = self._take(self.path, self.path / PARAMS)
+        self._held = inode_of(self.path)
+        self._lock_scratch()
+
+    def _lock_scratch(self) -> None:
+        """Lock what checkpoints/ links to, too: a copied folder may link to the same place."""
+        link = self.path / CHECKPOINTS
+        target = inode_of(link) if self.is_main and link.is_symlink() else None
+        if target and target not in self._scratch_locks:
+            self._scratch_locks[target] = self._take(link, link.resolve().parent / OWNER)
+
+    def _take(self, path: Path, file: Path) -> int:
+        """Lock `path` or, where folders cannot be locked, `file`. UserError when that cannot be done."""
         try:
-            self._lock = take(self.path, self.path / PARAMS)
+            return take(path, file)
         except BusyError as busy:
             status = self.status()
             remote = f"process {status['pid']} on {status['host']}" if status.get("pid") else "another process"
             owner = f"process {busy.pid} on {socket.gethostname()}" if busy.pid else remote
-            raise UserError(f"{self.path} is busy: {owner} is training it", EXIT_BUSY) from None
+            raise UserError(f"{path} is busy: {owner} is training it", EXIT_BUSY) from None
         except OSError as error:
             reason = f"cannot be locked ({error.strerror}); put it on a file system with locks"
-            raise UserError(f"{self.path} {reason}", EXIT_SYSTEM) from None
+            raise UserError(f"{path} {reason}", EXIT_SYSTEM) from None
+
+    def is_held(self) -> bool:
+        """True unless another folder, or none, has come into the place of the one that this process locked."""
+        return self._held is None or self._held == inode_of(self.path)
+
+    def check_held(self) -> None:
+        """UserError (exit 5) unless what is about to be written is the folder that this process locked."""
+        if self.is_held():
+            return
+        now_there = "another folder is there now" if self.path.exists() else "it is gone from there"
+        continuing = command("python", "train.py", "--model_dir", self._place() or "NEW_PLACE")
+        raise UserError(
+            f"{self.path} was moved or replaced while this process trained it ({now_there}): nothing more is written. "
+            f"Continue it in its new place: {continuing}",
+            EXIT_SYSTEM,
+        )
+
+    def _place(self) -> str:
+        """Where the locked folder is now, "" when the system does not say, or it was deleted."""
+        try:
+            place = os.readlink(f"/proc/self/fd/{self._lock}")
+        except OSError:
+            return ""
+        return place if Path(place).is_dir() and inode_of(Path(place)) == self._held else ""
 
     # --- starting ---
 
-    def create(self, written: dict[str, Any] | None, scratch_dir: Path | None) -> None:
+    def create(self, written: dict[str, Any] | None, scratch_dir: Path | None, identity: Identity) -> None:
         """Make the folder ready to be written: params.json of a new one, subfolders, links to scratch disk."""
+        self.identity = identity
         self.path.mkdir(parents=True, exist_ok=True)
         self.acquire()
         if written is not None:
             write_json(self.path / PARAMS, written)
         (self.path / RECORD).mkdir(exist_ok=True)
         (self.path / WEIGHTS).mkdir(exist_ok=True)
-        for name in (CHECKPOINTS, TENSORBOARD):
-            self._subfolder(name, scratch_dir)
+        make_subfolders(self.path, scratch_dir, identity)
+        self._lock_scratch()
 
-    def _subfolder(self, name: str, scratch_dir: Path | None) -> None:
-        path = self.path / name
-        if path.exists():
-            return
-        if scratch_dir:
-            key = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=4).hexdigest()
-            target = scratch_dir.resolve() / f"{self.path.resolve().name}-{key}" / name
-            target.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(target)
-        else:
-            path.mkdir()
-
-    def check_links(self) -> None:
-        """UserError when a link to scratch disk dangles, before anything is read or written."""
-        for name in (CHECKPOINTS, TENSORBOARD):
-            path = self.path / name
-            if path.is_symlink() and not path.exists():
-                gone = f"{path} links to {os.readlink(path)}, which is gone"
-                raise UserError(f"{gone}: bring that disk back, or start over with --restart")
+    def write_record(self, name: str, record: JsonObject) -> None:
+        """Write a record that decides something, sealed with the ids of the folder."""
+        self.check_held()
+        assert self.identity is not None
+        write_json(self.path / name, self.identity.seal(record))
 
     def check_writable(self) -> None:
         """UserError (exit 5) when the folder cannot be written; called before anything is loaded."""
@@ -216,12 +260,14 @@ class Folder:
         }
         self._status |= {"message": message} | ({"code": code} if code else {})
         self._status_time = time.monotonic()
+        self.check_held()
         write_json(self.path / STATUS, self._status)
 
     # --- what is derived from a commit ---
 
     def derive(self, history: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
         """Write the history and metrics of the state that has just been committed."""
+        self.check_held()
         write_json(self.path / HISTORY_JSON, history)
         write_atomic(self.path / HISTORY_CSV, history_csv(history))
         for name, row in ((METRICS_BEST, best), (METRICS_LAST, history[-1] if history else None)):

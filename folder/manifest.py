@@ -1,6 +1,6 @@
 """checkpoints/manifest.json lists the state files to resume from: a state counts as saved once it is named there.
 
-It is read here, without torch, and written by engine/checkpoint.py.
+It is read here, without torch, and written by engine/checkpoint.py. The digest that seals it seals the records, too.
 """
 
 import hashlib
@@ -11,13 +11,37 @@ from include import EXIT_DAMAGED
 from utils import JsonObject, UserError, read_json
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2  # of an experiment folder: 1 had neither ids nor sealed records
+SEAL_KEYS = frozenset({"format", "id", "attempt", "digest"})  # of a sealed record; the rest is its content
 
 
 def seal(value: JsonObject) -> JsonObject:
     """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
     content = {key: entry for key, entry in value.items() if key != "digest"}
     return content | {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
+def check_seal(path: Path, value: JsonObject) -> None:
+    """UserError (exit 3) when a record is of a newer format, or is not as the kit wrote it.
+
+    A record of format 1 has no seal, and is not checked.
+    """
+    number = value.get("format", 1)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise UserError(f"{path} is damaged (format {number!r})", EXIT_DAMAGED)
+    if number > FORMAT:
+        raise UserError(
+            f"{path} is of format {number}, which a newer version wrote; this version reads formats up to {FORMAT}",
+            EXIT_DAMAGED,
+        )
+    if number == 1 and "digest" not in value and "id" not in value:
+        return
+    try:
+        is_whole = value == seal(value)
+    except (TypeError, ValueError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{path} is damaged or edited (its digest is not that of its content)", EXIT_DAMAGED)
 
 
 def read_manifest(checkpoints: Path) -> JsonObject:
@@ -27,8 +51,9 @@ def read_manifest(checkpoints: Path) -> JsonObject:
         return {}
     try:
         manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "last" not in manifest:
-            raise UserError(f"{path}: not a manifest of format {FORMAT}")
+        if not isinstance(manifest, dict) or "format" not in manifest or "last" not in manifest:
+            raise UserError(f"{path}: not a manifest")
+        check_seal(path, manifest)
         if manifest != seal(manifest):
             raise UserError(f"{path} is damaged (its digest is not that of its content)")
     except UserError as error:

@@ -20,7 +20,7 @@ from folder.arguments import Request
 from folder.folder import Folder, now
 from folder.trust import Consent, check_trust, find_code, seal
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
-from utils import JsonObject, UserError, reference_file, reference_name, write_atomic, write_json
+from utils import JsonObject, UserError, reference_file, reference_name, write_atomic
 
 log = logging.getLogger("train")
 
@@ -290,7 +290,10 @@ def write_meta(folder: Folder, **fields: Any) -> None:
         **fields,
         "sessions": [*old.get("sessions", []), session],
     }
-    write_json(folder.path / META, meta)
+    meta |= {"path": str(folder.path.resolve()), "copied_from": old.get("copied_from")}
+    if folder.identity and folder.identity.copied_from:
+        meta["copied_from"] = folder.identity.copied_from
+    folder.write_record(META, meta)
     lines = sorted(f"{name}=={version}" for name, version in packages.items())
     write_atomic(folder.path / REQUIREMENTS, "\n".join(lines) + "\n")
     if git and git["dirty"] and (patch := _git("diff", "HEAD")):
@@ -298,7 +301,9 @@ def write_meta(folder: Folder, **fields: Any) -> None:
 
 
 def update_meta(folder: Folder, **fields: Any) -> None:
-    write_json(folder.path / META, folder.meta() | fields)
+    """Change fields of record/meta.json; a field that becomes None is left out."""
+    meta = folder.meta() | fields
+    folder.write_record(META, {key: value for key, value in meta.items() if key not in fields or value is not None})
 
 
 def same(old: Any, new: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from folder.history import recorded_minimized, validation_values
 from folder.lock import is_alive
+from folder.manifest import SEAL_KEYS
 from include import (
     HISTORY_JSON,
     META,
@@ -43,7 +44,7 @@ from report.json_files import (
 )
 from utils import UserError, num_cores, reference_name
 
-NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned"}  # not parameters of the run
+NOT_COMPARED = {"data_dir", "hyper_search", "search", "pinned", *SEAL_KEYS}  # not parameters of the run
 MANY_FOLDERS, CHUNK_SIZE = 2000, 250  # beyond MANY_FOLDERS several processes read, CHUNK_SIZE folders at a time
 FOREIGN = "written by another kit"
 PROCESSES_PER_CORE, MAX_CORES = 4, 8  # most of the processes wait for the disk

@@ -19,6 +19,7 @@ from folder.history import (
 )
 from folder.manifest import read_manifest
 from folder.provenance import localise
+from folder.records import read_progress
 from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS, RECORD
 from params import Params
 from search.strategy import ChildProgress, Point, Trial, names_of
@@ -105,7 +106,7 @@ class Children:
         folder = child.folder
         progress = child.progress
         try:
-            manifest = read_manifest(folder.path / CHECKPOINTS)
+            manifest = read_progress(folder)
             status = folder.status()
             history = folder.history()
         except UserError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from folder.folder import Folder
 from folder.history import best_row, history_csv, recorded_minimized
-from include import HISTORY_CSV, METRICS_BEST, METRICS_LAST
+from include import EXIT_DAMAGED, HISTORY_CSV, METRICS_BEST, METRICS_LAST
 from utils import UserError, reference_name
 
 if TYPE_CHECKING:
@@ -44,7 +44,14 @@ def repair(folder: Folder) -> list[str]:
     from engine.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder.path)
-    state = checkpoints.read(checkpoints.manifest()["last"])
+    manifest = checkpoints.manifest()
+    if not manifest:
+        raise UserError(
+            f"{folder.path} is done, but its history, metrics or weights are damaged or missing, and so is the state: "
+            "bring them back, or add --restart (what is there moves to attempts/)",
+            EXIT_DAMAGED,
+        )
+    state = checkpoints.read(manifest["last"])
     remarks = write_derived(folder, state["history"], state["epoch"])
     return [
         *remarks,

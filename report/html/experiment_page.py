@@ -11,6 +11,7 @@ from typing import TypeAlias, TypeVar
 
 import params as params_module
 from folder.history import training_column, validation_column
+from folder.manifest import SEAL_KEYS
 from include import (
     BATCH_PNG,
     CODE,
@@ -56,6 +57,8 @@ EVALUATION_PICTURES = ("confusion_matrix.png", "top_losses.png")
 EVALUATION_TABLES = (f"{EVALUATION}/per_class.csv", f"{EVALUATION}/predictions.csv")
 FILES = (PARAMS, HISTORY_CSV, TRAIN_LOG, *EVALUATION_TABLES, RESOLVED, META, REQUIREMENTS, DIFF_PATCH, CODE)
 SOURCES = tuple(path for kind in ("py", "j2", "js", "css") for path in HERE.glob(f"*.{kind}"))
+
+NOT_SHOWN = {"pinned", "hyper_search", "search", *SEAL_KEYS}  # no parameters of one run
 
 Panels: TypeAlias = dict[str, dict[str, list[float]]]  # panel -> curve -> one value per epoch
 T = TypeVar("T")
@@ -193,7 +196,7 @@ def list_facts(resolved: JsonObject, meta: JsonObject, history: History) -> dict
 
 def list_parameters(resolved: JsonObject) -> tuple[PageTable | None, PageTable]:
     """(all parameters beside their defaults, None without any; those that differ from their default)"""
-    ran = flatten({key: value for key, value in resolved.items() if key not in ("pinned", "hyper_search", "search")})
+    ran = flatten({key: value for key, value in resolved.items() if key not in NOT_SHOWN})
     defaults = flatten(params_module.DEFAULTS.resolved())
     lines = [
         [key, format_value(value) or "null", format_value(defaults.get(key)) or "null"] for key, value in ran.items()

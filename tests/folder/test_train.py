@@ -366,8 +366,10 @@ def test_scratch_disk_holds_what_is_large(train, tmp_path):
     assert not (folder / "weights").is_symlink()
     (tmp_path / "scratch").rename(tmp_path / "gone")
     code, printed = train(folder)
-    assert code == 2
-    assert "is gone" in printed
+    assert code == 0, "what is done stays done"
+    code, printed = train(folder, "--num_epochs=3")
+    assert code == 3
+    assert "it cannot go on" in printed
     assert len(printed.splitlines()) == 1
 
 
