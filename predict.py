@@ -1,47 +1,47 @@
 """Name the class of each image, with a trained net.
 
     python predict.py --model_dir experiments/resnet18 photo.jpg more_photos/
-    python predict.py --model_dir experiments/resnet18 photos/ --top 3 --csv predictions.csv
+    python predict.py experiments/resnet18 "photos/*.jpg" --top 3 --csv predictions.csv
+    find photos -newer yesterday | python predict.py experiments/resnet18 - --json
 
-One row per image: path, label_1, prob_1, ..., error. A file that cannot be read gets a row with the reason.
+One row per image: path, label_1, prob_1, ..., error. A file that cannot be read gets a row with the reason. In Python:
+`from predict import load; net = load("experiments/resnet18"); net("photo.jpg")` is {class: probability}.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from folder.arguments import Parser
 from folder.folder import Folder
-from folder.provenance import check_frozen_code, pick_code
+from folder.provenance import INFERENCE_CODE, changed_files, check_frozen_code, pick_code
 from folder.trust import Consent
-from include import EXIT_USER, IMAGE_EXTENSIONS
+from include import EXIT_USER, IMAGE_EXTENSIONS, PARAMS
 from utils import JsonObject, UserError, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
-    import numpy as np
-    from torch import Tensor
-
-    from engine.use.inference import Trained
-
-BATCH = 64  # images that go through the net at once
-Row = dict[str, "str | float | None"]
+    from engine.use.classifier import Classifier
 
 
 def make_parser() -> Parser:
     parser = Parser("predict.py", __doc__)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE|FOLDER", help="image files, and folders of them")
-    add("--model_dir", metavar="M", required=True, help="the experiment folder, trained")
+    add("images", nargs="+", metavar="IMAGE|FOLDER", help="image files, folders of them, patterns; -: paths from stdin")
+    add(
+        "--model_dir", metavar="M", help="the experiment folder, trained, or a weights file in it (default: first word)"
+    )
     add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
-    add("--top", type=int, default=1, metavar="K", help="the K likeliest classes (default: 1)")
+    add(
+        "--top", type=int, default=1, metavar="K", help="the K likeliest classes (default: 1; more than there are: all)"
+    )
     add("--code", choices=["folder", "tree"], help="whose code computes (default: the folder's, if the tree's changed)")
     add("--trust", action="store_true", help="run the code that the folder brings, though it is not sealed as yours")
     add("--csv", metavar="FILE", help="write the table to this file, with all digits")
@@ -50,133 +50,134 @@ def make_parser() -> Parser:
     return parser
 
 
-def find_images(names: Sequence[str]) -> Iterator[str]:
-    """The given files, and every image below the given folders, in order."""
-    for name in names:
-        if not os.path.isdir(name):
-            yield name
-            continue
-        for current, folders, files in os.walk(name):
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            shown = [file for file in sorted(files) if not file.startswith(".")]
-            yield from (os.path.join(current, file) for file in shown if file.lower().endswith(IMAGE_EXTENSIONS))
+def find_images(words: Sequence[str]) -> Iterator[str]:
+    """The files that the words name, in order: files, every image below folders, patterns, and `-` for stdin."""
+    for word in words:
+        if word == "-":
+            yield from find_images([line for line in sys.stdin.read().splitlines() if line and line != "-"])
+        elif word.startswith(("http://", "https://")):
+            raise UserError(f"{word}: addresses are not fetched; download the image, and give the file")
+        elif os.path.isdir(word):
+            yield from images_below(word)
+        elif not os.path.lexists(word) and glob.has_magic(word):
+            yield from find_images(sorted(glob.glob(word, recursive=True)))
+        else:
+            yield word
 
 
-def read_base_image(path: str, kit: JsonObject) -> np.ndarray | str:
-    """(S, S, 3) uint8 as the data loader makes it, or the reason why the file cannot be read."""
-    from model.data_loader import base_size
-    from model.images.decode import ImageError, base_image, read_image
-
-    try:
-        return base_image(read_image(path), base_size(kit["im_sz"]), kit["resize"])
-    except ImageError as error:
-        return str(error).removeprefix(f"{path}: ")
+def images_below(folder: str) -> Iterator[str]:
+    for current, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        shown = [name for name in sorted(files) if not name.startswith(".")]
+        yield from (os.path.join(current, name) for name in shown if name.lower().endswith(IMAGE_EXTENSIONS))
 
 
-def predict(trained: Trained, paths: Sequence[str], top: int) -> Iterator[Row]:
-    """One row per path: path, label_1, prob_1, ..., error."""
-    import numpy as np
-    import torch
+def find_experiment(
+    model_dir: str | None, restore_file: str, words: Sequence[str]
+) -> tuple[Folder, str, Sequence[str]]:
+    """(the experiment, its weights, the words that name images).
 
-    from model.pixels.normalise import Normalise
-
-    pinned = trained.pinned
-    normalise = Normalise(pinned["im_sz"], pinned["mean"], pinned["std"], trained.device)
-
-    def probabilities(images: list[np.ndarray]) -> Tensor:
-        """(N, K) on the CPU."""
-        return trained(normalise(torch.from_numpy(np.stack(images)).to(trained.device))).softmax(dim=1)
-
-    with ThreadPoolExecutor(4) as pool:  # files are read and resized while others are decoded
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
-            read = list(pool.map(lambda path: read_base_image(path, trained.kit), batch))
-            images = [image for image in read if not isinstance(image, str)]
-            of_images = iter(probabilities(images) if images else ())  # (K,) of each image
-            for path, image in zip(batch, read, strict=True):
-                if isinstance(image, str):
-                    yield make_row(path, [], top, error=image)
-                else:
-                    values, numbers = next(of_images).topk(top)
-                    names = [trained.classes[number] for number in numbers.tolist()]
-                    yield make_row(path, list(zip(names, values.tolist(), strict=True)), top)
+    Without --model_dir the first word is the experiment. It may be a weights file: M/weights/best.safetensors.
+    """
+    path, words = (Path(model_dir), words) if model_dir else (Path(words[0]), words[1:])
+    if path.suffix == ".safetensors":
+        return Folder(path.parent.parent), str(path), words
+    if not model_dir and not (path / PARAMS).is_file():
+        raise UserError(
+            f"which experiment? {path} is not one: give --model_dir EXPERIMENT, or EXPERIMENT as the first word"
+        )
+    return Folder(path), restore_file, words
 
 
-def make_row(path: str, likeliest: Sequence[tuple[str, float]], top: int, error: str = "") -> Row:
-    """The row of an image: its `top` likeliest classes and their probabilities, or the reason why it has none."""
-    row: Row = {"path": path}
-    for rank in range(top):
-        row[f"label_{rank + 1}"], row[f"prob_{rank + 1}"] = likeliest[rank] if likeliest else (None, None)
-    return row | {"error": error}
+def load(
+    folder: str | Path,
+    restore_file: str = "best",
+    *,
+    code: Literal["tree"] | None = None,
+    trust: bool = False,
+    **parameters: str,
+) -> Classifier:
+    """The net of an experiment: net("photo.jpg") is {class: probability}, the likeliest class first; see Classifier.
+
+    `restore_file`: best, last or a file. `trust`: run code of its own that the folder brings, as --trust does.
+    `parameters`: device and tta. UserError when the folder is not trained, or the code that trained it has changed:
+    code="tree" goes on with the code as it is now.
+    """
+    experiment = Folder(folder)
+    changed = changed_files(experiment, {}, INFERENCE_CODE)
+    if changed and code != "tree":
+        call = f'load({str(folder)!r}, code="tree")'
+        raise UserError(
+            f"{', '.join(changed[:5])} changed since {folder} was trained: {call} uses the code as it is now"
+        )
+    check_overrides(parameters)
+    consent = Consent(trust, ["python", "predict.py", str(folder), "IMAGE"], partial(print, file=sys.stderr))
+    return make_classifier(experiment, restore_file, parameters, consent)
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The table for people: probabilities with four decimals, an error column only when there are errors."""
-    from tabulate import tabulate
-
-    columns = [column for column in rows[0] if column != "error" or any(row["error"] for row in rows)]
-    cells = [[f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] or "" for c in columns] for row in rows]
-    return tabulate(cells, columns, tablefmt="plain", disable_numparse=True)
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """The table as CSV, with all digits."""
-    from engine.use.evaluation import write_csv
-
-    def exact(value: str | float | None) -> str | float | None:
-        return f"{value:.9g}" if isinstance(value, float) else value
-
-    write_csv(path, list(rows[0]), [[exact(value) for value in row.values()] for row in rows])
-
-
-def name_classes(
-    flags: argparse.Namespace, overrides: JsonObject, paths: Sequence[str], command: Sequence[str]
-) -> JsonObject:
-    """{"weights", "failed", "rows"}, computed by this tree or, where it has changed, by the folder's frozen copy."""
-    say = partial(print, file=sys.stderr)
-    consent = Consent(flags.trust, command, say)
-    folder = Folder(flags.model_dir)
-    if pick_code(folder, flags.code, say) == "folder":
-        from engine.use.frozen import predict_rows
-
-        check_frozen_code(folder.path, consent)
-        words = ["--model_dir", flags.model_dir, "--restore_file", flags.restore_file, "--top", str(flags.top)]
-        return predict_rows(folder.path, words, flags.images, overrides)
+def make_classifier(folder: Folder, restore_file: str, overrides: JsonObject, consent: Consent) -> Classifier:
+    from engine.use.classifier import Classifier
     from engine.use.inference import load_trained
+    from model.images.prepare import Preparation
     from model.net import make_net
     from model.tta import average_views
 
-    trained = load_trained(folder, flags.restore_file, make_net, average_views, overrides, consent)
-    rows = list(predict(trained, paths, min(flags.top, len(trained.classes))))
-    return {"weights": str(trained.path), "failed": sum(bool(row["error"]) for row in rows), "rows": rows}
+    trained = load_trained(folder, restore_file, make_net, average_views, overrides, consent)
+    return Classifier(trained, Preparation(trained.kit, trained.device))
 
 
-def main(argv: list[str]) -> int:
-    args, overrides = make_parser().parse(argv)
+def check_overrides(overrides: Mapping[str, object]) -> None:
     if other := set(overrides) - {"device", "cuda", "tta"}:
         raise UserError(
             f"--{min(other)} belongs to the trained net and cannot be changed; possible here: --device, --tta"
         )
-    if args.top < 1:
-        raise UserError(f"--top: {args.top} given; at least 1")
-    paths = list(find_images(args.images))
+
+
+def answer(flags: argparse.Namespace, overrides: JsonObject, command: Sequence[str]) -> JsonObject:
+    """{"weights", "failed", "rows"}, computed by this tree or, where it has changed, by the folder's frozen copy."""
+    folder, restore_file, words = find_experiment(flags.model_dir, flags.restore_file, flags.images)
+    if not words:
+        raise UserError("which images? Give files, folders of them or patterns; - reads paths from stdin")
+    paths = list(find_images(words))
     if not paths:
         raise UserError(
-            f"{', '.join(args.images)}: no images found; give files, or folders with {' '.join(IMAGE_EXTENSIONS)}"
+            f"{', '.join(words)}: no images found; give files, or folders with {' '.join(IMAGE_EXTENSIONS)}"
         )
+    say = partial(print, file=sys.stderr)
+    consent = Consent(flags.trust, command, say)
+    if pick_code(folder, flags.code, say) == "folder":
+        from engine.use.frozen import predict_rows
+
+        check_frozen_code(folder.path, consent)
+        own = ["--model_dir", str(folder.path), "--restore_file", restore_file, "--top", str(flags.top)]
+        plain = all(os.path.lexists(word) for word in words)  # folders stay folders: a command line has an end
+        return predict_rows(folder.path, own, words if plain else paths, overrides)
+    from engine.use.prediction import list_rows
+
+    net = make_classifier(folder, restore_file, overrides, consent)
+    rows = list_rows(net, paths, flags.top)
+    return {"weights": str(net.trained.path), "failed": sum(bool(row["error"]) for row in rows), "rows": rows}
+
+
+def main(argv: list[str]) -> int:
+    args, overrides = make_parser().parse(argv)
+    check_overrides(overrides)
+    if args.top < 1:
+        raise UserError(f"--top: {args.top} given; at least 1")
     if args.csv and not Path(args.csv).absolute().parent.is_dir():
         raise UserError(f"--csv: {Path(args.csv).parent}: no such folder")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold anything
 
-    answer = name_classes(args, overrides, paths, ["python", "predict.py", *argv])
-    rows = answer["rows"]
-    failed = answer["failed"]
+    result = answer(args, overrides, ["python", "predict.py", *argv])
+    rows, failed = result["rows"], result["failed"]
+    from engine.use.prediction import format_table, write_table
+
     if args.csv:
         write_table(Path(args.csv), rows)
     if args.json:
-        print(to_json(answer), end="")
+        print(to_json(result), end="")
     else:
         print(f"{len(rows)} rows in {args.csv}" if args.csv else format_table(rows))
     if failed:
