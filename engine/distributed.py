@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import time
 import uuid
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from include import EXIT_SYSTEM
+from utils import UserError
 
 if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder answers at once
     from torch import Tensor, nn
@@ -21,6 +26,8 @@ if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder
     from torch.distributed.distributed_c10d import Store
 
 Value = TypeVar("Value")
+
+NOTICE_SECONDS = 5.0  # waiting for other processes for longer than this is said
 
 _CONTROL: list[ProcessGroup] = []  # the process group, on CPUs, for everything but the tensors of the training
 _UNDER_WAY: list[tuple[Tensor, Work]] = []  # the number that the ranks are agreeing on
@@ -44,16 +51,12 @@ class World:
         """Meet the other processes: through nccl between GPUs, gloo between CPUs."""
         if self.size > 1:
             import torch.distributed as dist
-            from torch.distributed.distributed_c10d import PrefixStore
-            from torch.distributed.rendezvous import rendezvous
 
             on_gpu = device.startswith("cuda")
-            store, rank, size = next(iter(rendezvous("env://")))
-            # All starts of a torchrun share one store: each start uses its own prefix in it.
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                store = PrefixStore(name_attempt(store, rank, size), store)
-            dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size)
-            group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+            store = meet(self.rank, self.size)
+            with self.explained():
+                dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=self.rank, world_size=self.size)
+                group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
             assert isinstance(group, dist.ProcessGroup)
             _CONTROL[:] = [group]
 
@@ -71,8 +74,25 @@ class World:
 
     def is_lost(self, error: BaseException) -> bool:
         """Whether `error`, of gloo or nccl, means that another process of the run is gone."""
-        words = ("gloo", "connection closed", "connection reset", "nccl", "process group")
+        words = (
+            "gloo",
+            "connection closed",
+            "connection reset",
+            "connection was likely closed",
+            "nccl",
+            "process group",
+        )
         return self.size > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise what gloo and nccl raise when another process of the run is gone as a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.is_lost(error):
+                raise
+            raise describe_loss(error) from None
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """The sum of `tensor` over all ranks."""
@@ -111,7 +131,8 @@ class World:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=_CONTROL[0])
+        with self.explained():
+            dist.all_gather_object(values, value, group=_CONTROL[0])
         return values
 
     def cat(self, parts: list[Tensor]) -> Tensor:
@@ -145,7 +166,8 @@ class World:
         name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
         sync_buffers: dict[str, Any] = {name: has_others}
         devices = [self.local_rank] if device.startswith("cuda") else None
-        return DistributedDataParallel(net, devices, **sync_buffers)
+        with self.explained():
+            return DistributedDataParallel(net, devices, **sync_buffers)
 
     def synced(self, forward: nn.Module, is_last: bool) -> AbstractContextManager[object]:
         """Gradients travel between ranks in the backward pass of a step's last micro-batch alone.
@@ -162,8 +184,70 @@ def _without_sync(forward: nn.Module) -> AbstractContextManager[object]:
     return forward.no_sync()
 
 
-def name_attempt(store: Store, rank: int, size: int) -> str:
-    """A name that all ranks of this start know and no earlier start had.
+def describe_loss(error: BaseException) -> UserError:
+    """The UserError for what gloo or nccl raises when another process of the run is gone."""
+    reason = " ".join(str(error).split())[-160:]
+    return UserError(f"another process of this run ended ({reason}); the same command continues", EXIT_SYSTEM)
+
+
+# --- how they meet --------------------------------------------------------------------------------------
+
+
+def meet(rank: int, size: int) -> Store:
+    """The store in which the ranks of this start find each other's addresses. UserError when one of them is missing.
+
+    Who waits for longer than NOTICE_SECONDS says for whom; see rendezvous_seconds for the limit.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  (documented names)
+    from torch.distributed.rendezvous import rendezvous
+
+    limit = rendezvous_seconds()
+    timeout = timedelta(seconds=limit)
+    address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if "?" in address or not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR:MASTER_PORT is {address}: start it with torchrun")
+    host, _, port = address.rpartition(":")
+    # What rank 0 waits for, it says itself: it knows who has come.
+    notice = Timer(NOTICE_SECONDS, _say, [f"rank {rank} is waiting for rank 0 at {address}, at most {limit:g} s"])
+    notice.daemon = True
+    try:
+        if rank:
+            notice.start()
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+        else:
+            store = TCPStore(host, int(port), size, rank == 0, timeout, wait_for_workers=False, multi_tenant=True)
+        # All starts of a torchrun share one store: each start uses its own prefix in it.
+        return PrefixStore(name_attempt(store, rank, size, limit), store)
+    except RuntimeError as error:  # of the store
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"rank {rank} did not meet rank 0 at {address} within {limit:g} s ({reason}); "
+            "start all processes again with the same command",
+            EXIT_SYSTEM,
+        ) from None
+    finally:
+        notice.cancel()
+
+
+def rendezvous_seconds() -> float:
+    """How long the processes of a run wait for each other: RENDEZVOUS_SECONDS of the environment, 300 by default."""
+    given = os.environ.get("RENDEZVOUS_SECONDS", "300")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0
+    if not 1 <= seconds <= 86400:
+        raise UserError(f"RENDEZVOUS_SECONDS={given}: a number of seconds from 1 to 86400 is expected")
+    return seconds
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def name_attempt(store: Store, rank: int, size: int, limit: float = 300) -> str:
+    """A name that all ranks of this start know and no earlier start had. UserError after `limit` seconds.
 
     torchrun keeps one store for all restarts, where the addresses of dead processes can still be read (pytorch
     #135712), and its restart count differs between nodes. So each rank writes a random word of its own, and rank 0
@@ -178,10 +262,25 @@ def name_attempt(store: Store, rank: int, size: int) -> str:
         return name
     name = uuid.uuid4().hex
     silent = set(range(1, size))
+    begun = time.monotonic()
+    is_said = False
     while silent:
+        # answer every word, and see who has heard the answer
         for other in [other for other in silent if store.check([f"kit/here/{other}"])]:
             store.set(f"kit/name/{store.get(f'kit/here/{other}').decode()}", name)
         silent = {other for other in silent if not store.check([f"kit/heard/{name}/{other}"])}
+        # say who is missing, and give up in the end
+        waited = time.monotonic() - begun
+        missing = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, sorted(silent)))} of {size}"
+        if silent and waited > limit:
+            raise UserError(
+                f"{missing} did not come within {limit:g} s: see what those processes printed, "
+                "and start all of them again with the same command",
+                EXIT_SYSTEM,
+            )
+        if silent and waited > NOTICE_SECONDS and not is_said:
+            _say(f"waiting for {missing}, at most {limit:g} s")
+            is_said = True
         time.sleep(0.005 if silent else 0)
     return name
 

@@ -2,6 +2,7 @@
 
 import logging
 
+from engine.distributed import describe_loss
 from engine.events import NonFiniteLoss
 from engine.loop import Run
 from include import EXIT_NONFINITE, EXIT_SYSTEM, TRAIN_LOG
@@ -17,8 +18,7 @@ def explain(error: BaseException, run: Run) -> BaseException:
     if isinstance(error, OSError):
         return UserError(describe_oserror(error), EXIT_SYSTEM)
     if run.world.is_lost(error):
-        reason = " ".join(str(error).split())[-160:]
-        return UserError(f"another process of this run ended ({reason}); the same command continues", EXIT_SYSTEM)
+        return describe_loss(error)
     if is_out_of_memory(error):
         size, accumulate = run.params.batch_size, run.params.accumulate
         more = min(2 * accumulate, size)

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +22,10 @@ from kit import ROOT, call, experiment, history, wait_for, weights
 from safetensors.torch import load_file
 
 from engine import precision
-from engine.distributed import World, find_world, name_attempt
+from engine.distributed import World, find_world, name_attempt, rendezvous_seconds
 from engine.loop import train_step
 from params import Params
+from utils import UserError
 
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run"]
 # No batch norm, which looks at the images of one process alone.
@@ -213,6 +216,58 @@ def test_each_start_of_the_ranks_has_a_name_of_its_own():
         assert len(found) == 1
         names += found
     assert len(set(names)) == 3
+
+
+def alone(data: Path, folder: Path, rank: int, seconds: float) -> subprocess.Popen:
+    """One rank of two, without torchrun; the other one never comes."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(data), "--model_dir", str(folder)]
+    env = {**os.environ, **place, "RENDEZVOUS_SECONDS": str(seconds)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_a_rank_that_never_comes_is_named_and_waited_for_no_longer_than_said(data, tmp_path):
+    folder = experiment(tmp_path / "e")
+    before = sorted(folder.iterdir())
+    ranks = [alone(data, folder, rank, 8) for rank in (0, 1)]
+    ends = [(rank.communicate(timeout=100)[1], rank.returncode) for rank in ranks]
+    assert [code for _, code in ends] == [5, 5], ends
+    assert "waiting for rank 1 of 2, at most 8 s\n" in ends[0][0]
+    assert "error: rank 1 of 2 did not come within 8 s: see what" in ends[0][0]
+    assert re.search(r"rank 1 is waiting for rank 0 at 127.0.0.1:\d+, at most 8 s\n", ends[1][0])
+    assert re.search(r"error: rank 1 did not meet rank 0 at 127.0.0.1:\d+ within 8 s", ends[1][0])
+    assert not [text for text, _ in ends if "Traceback" in text]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_rank_that_is_refused_ends_the_others(data, tmp_path):
+    """One of the two finds no data, after they have met."""
+    folder = experiment(tmp_path / "e")
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ranks = []
+    for rank, images in enumerate((data, empty)):
+        command = [sys.executable, str(ROOT / "train.py"), "--data_dir", str(images), "--model_dir", str(folder)]
+        env = {**os.environ, **place, "RANK": str(rank)}
+        ranks.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    ends = [(rank.communicate(timeout=100)[1], rank.returncode) for rank in ranks]
+    assert [code for _, code in ends] == [5, 2], ends
+    assert "another process of this run ended" in ends[0][0]
+    assert "Traceback" not in ends[0][0]
+
+
+@pytest.mark.parametrize("given", ["0", "soon", "nan"])
+def test_a_wait_must_be_a_number_of_seconds(monkeypatch, given):
+    monkeypatch.setenv("RENDEZVOUS_SECONDS", given)
+    with pytest.raises(UserError, match="a number of seconds from 1 to 86400 is expected"):
+        rendezvous_seconds()
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
