@@ -343,11 +343,13 @@ def test_the_clock_counts_neither_waiting_nor_what_the_caller_does(monkeypatch):
         return clock["now"]
 
     monkeypatch.setattr("engine.loop.time.perf_counter", tick)
-    run, state = plain(total_steps=6)
+    run, state = plain(total_steps=12)
     events = []
     for event in fit(run, state):
         events.append(event)
         clock["now"] += 100
+    rows = [event.row for event in events if isinstance(event, Epoch)]
+    assert [(row["images_per_second"], row["seconds"]) for row in rows] == [(22, 3), (22, 3)], "each epoch on its own"
     assert [event.images_per_second for event in events[:2]] == [32, 12]
     assert events[2].row["images_per_second"] == 22  # 44 images in two seconds
     assert events[2].row["seconds"] == 3  # and one second of evaluation

@@ -101,6 +101,12 @@ def test_copies_stay_on_one_side_and_the_nearest_cut_is_taken():
         assert is_valid.tolist() == [True] * count + [False] * (10 - count)
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.05, 1), (0.5, 2), (0.95, 3)])
+def test_a_class_of_copies_alone_is_divided_with_one_left_for_each_side(fraction, count):
+    is_valid = subsets.split_by_content(make_source([0] * 4, np.zeros((4, 16), np.uint8)), fraction)
+    assert is_valid.sum() == count
+
+
 def test_a_limit_keeps_the_proportions_of_the_classes():
     labels = [0] * 60 + [1] * 30 + [2] * 10
     source = make_source(labels)
