@@ -7,15 +7,17 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from model.images import cache
 from model.images.cached.intact import CheckedImages
-from model.images.decode import base_image, read_image
+from model.images.decode import ImageError, base_image, read_bytes, read_image
 from model.images.index import Index
 from model.images.paths import BLOCK, split_block, to_nfc
+from model.images.reading import digest_of
 
 
 class FoldAssignment(TypedDict):
@@ -118,8 +120,20 @@ class Source:
                 self.jpegs.read(int(self.cache_rows[position]), image)
             else:
                 path = self.index.root / self.index.paths[position]
+                self._check_unchanged(path, position)
                 image[:] = base_image(read_image(path), self.size, self.resize)
         return images
+
+    def _check_unchanged(self, path: Path, position: int) -> None:
+        """ImageError when a file no longer has the content of which the run recorded the digest."""
+        try:
+            ctime = os.stat(path).st_ctime_ns
+        except OSError:
+            return  # reading it says what is wrong
+        if ctime == self.index.ctimes[position]:
+            return
+        if digest_of(read_bytes(path)) != self.digests[self.cache_rows[position]].tobytes():
+            raise ImageError(f"{path}: the file has changed since its dataset was opened")
 
     def fingerprint(self) -> str:
         """Digest of relative name, size, label and content of all files; a plain copy of a dataset has the same.

@@ -234,6 +234,8 @@ GUARDS = [
           f"{C}::test_contents_that_change_places_with_sizes_and_times_restored"),
     Guard("a change time alone means no new cache", "model/images/cache.py", "            return _open(files, job, form, hashes=True)\n",
           "            return _open(files, job, form, hashes=False)\n", f"{C}::test_a_change_time_alone_leads_to_hashing_of_that_file"),
+    Guard("files that change during a run are noticed", "model/images/source.py", "                self._check_unchanged(path, position)\n", "",
+          f"{C}::test_without_a_cache_a_file_that_changes_during_a_run_is_an_error"),
     Guard("nobody waits for a stopped builder", "model/images/cached/lock.py", "        elif now - self.stopped_since > STOPPED_PATIENCE:\n", "        elif False:\n",
           f"{C}::test_nobody_waits_for_a_process_that_is_stopped"),
     Guard("waiting says for whom", "model/images/cached/lock.py", "            say(self._describe(builder))\n", "            pass\n",

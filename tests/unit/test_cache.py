@@ -397,6 +397,20 @@ def test_contents_that_change_places_with_sizes_and_times_restored(data, form, t
     assert "2 image files have other contents, though their sizes and mtimes are the same" in capfd.readouterr().err
 
 
+def test_without_a_cache_a_file_that_changes_during_a_run_is_an_error(data):
+    train = loader(data, cache="off", num_workers=0)
+    first, second = (data / train.paths[position] for position in (3, 20))
+    exact = train.source.read(np.arange(36))
+    status = first.stat()
+    os.chmod(first, 0o600)  # another change time
+    assert np.array_equal(train.source.read(np.arange(36)), exact)
+    content = second.read_bytes()
+    first.write_bytes(content.ljust(status.st_size, b"\0"))
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ImageError, match=f"{first.name}: the file has changed since its dataset was opened"):
+        train.source.read(np.arange(36))
+
+
 def test_a_cache_that_may_not_be_written_is_used_all_the_same(data, monkeypatch, capfd):
     """Root may write anything: the errors are simulated."""
     before = pixels(decoded(data, "disk"))
