@@ -135,9 +135,10 @@ def check_kwargs(function: Callable[..., object], kwargs: Iterable[str], key: st
 # --- files ------------------------------------------------------------------------------------------
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> None:
+def write_atomic(path: Path | str, data: bytes | str, check: Callable[[], None] | None = None) -> None:
     """Replace `path` by `data`: a reader, or a crash at any instant, finds the old file or the new, never half.
 
+    `check` is called at the last moment; what it raises leaves the old file.
     Raises OSError naming `path`; on a full disk also the bytes needed and free. Leaves nothing behind.
     """
     path = Path(path)
@@ -155,6 +156,8 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             os.close(descriptor)
         # put it in the place of the old file
         os.chmod(temporary, 0o666 & ~_UMASK)
+        if check:
+            check()
         os.replace(temporary, path)
         temporary = None
         sync_folder(path.parent)

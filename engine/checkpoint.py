@@ -91,8 +91,12 @@ class Snapshot:
 class Checkpoints:
     """The resumable state of one experiment folder, under `checkpoints/`."""
 
-    def __init__(self, folder: Path, identity: Identity | None = None):
-        """`identity`: whose state it is; needed to write, and checked against what is there before it is replaced."""
+    def __init__(self, folder: Path, identity: Identity | None = None, check: Callable[[], None] | None = None):
+        """`identity`: whose state it is; needed to write, and checked against what is there before it is replaced.
+
+        `check`: called before each file gets its name, to raise where nothing may be written any more.
+        """
+        self.check = check
         self.path = folder / CHECKPOINTS
         self.identity = identity
 
@@ -190,14 +194,14 @@ class Checkpoints:
         while (self.path / name).exists():
             number += 1
             name = f"{stem}_{number}.pt"
-        write_atomic(self.path / name, state.data)
+        write_atomic(self.path / name, state.data, self.check)
         digest = hashlib.sha256(state.data).hexdigest()
         return {"file": name, "sha256": digest, "bytes": len(state.data), "epoch": state.epoch, "step": state.step}
 
     def _publish(self, manifest: JsonObject) -> None:
         """Replace the manifest, which commits it; then remove the state files that it no longer names."""
         record = self.identity.seal(manifest) if self.identity else seal({"format": 1, **manifest})
-        write_atomic(self.path / MANIFEST, to_json(record))
+        write_atomic(self.path / MANIFEST, to_json(record), self.check)
         named = [manifest["last"], manifest["previous"], manifest["best"], *manifest["epochs"]]
         keep = {entry["file"] for entry in named if entry}
         for path in self.path.iterdir():

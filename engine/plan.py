@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import params as params_module
+from engine.changes import changed_params, drop_flags, fill_pinned, restart_words
 from folder.arguments import Request
+from folder.aside import is_half_moved
 from folder.folder import Folder
 from folder.identity import ADOPTS, Identity, choose_identity, identity_in
 from folder.locate import find_data, find_weights
@@ -22,10 +24,6 @@ from utils import JsonObject, UserError, command
 if TYPE_CHECKING:  # it imports torch
     from engine.protocols import Loader
 
-# Parameters that may change between two starts of a run: they decide how it is executed, not its result.
-EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
-# Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
-NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
 # Parameters whose null or "auto" the kit fills in at the first start.
 AUTOMATIC = {"im_sz", "n_clas", "device", "precision", "threads", "compile"}
 
@@ -110,7 +108,7 @@ def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
     raise UserError(
         f"{plan.folder.path}: the {what} changed since this run began: {shown}. {frozen}To continue with the change: "
         f"{command(*plan.command, '--accept', what)}   or start over (the old attempt is kept): "
-        f"{command(*plan.command, '--restart')}"
+        f"{command(*restart_words(plan.request.argv), '--restart')}"
     )
 
 
@@ -159,7 +157,8 @@ def identify(plan: Plan, meta: JsonObject, goes_on: bool) -> Plan:
     if goes_on:
         adopts = list(meta.get(ADOPTS, []))  # of a start that was killed
         adopts += [list(known.ids) if known else [None, None]] if identity != known else []
-    replaces_results = not goes_on and bool(plan.request.restore_file) and bool(list_results(path))
+    # What no state belongs to is moved aside, and what an interrupted --restart left.
+    replaces_results = not goes_on and (bool(plan.request.restore_file and list_results(path)) or is_half_moved(path))
     return replace(plan, identity=identity, adopts=adopts, is_copy=is_copy, replaces_results=replaces_results)
 
 
@@ -279,7 +278,7 @@ def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
     return (
         f"{path} is done, with other parameters: {'; '.join(changes)}. Train the new ones in a "
         f"new folder: {command('python', 'train.py', '--base', path, '--model_dir', 'NEW_FOLDER')}   "
-        f"or start over here (the old attempt is kept): {command(*plan.command, '--restart')}"
+        f"or start over here (the old attempt is kept): {command(*restart_words(plan.request.argv), '--restart')}"
     )
 
 
@@ -322,24 +321,6 @@ def load_params(folder: Folder, base: str | None, overrides: JsonObject) -> tupl
     return params_module.load(folder.path, overrides), None
 
 
-def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> list[str]:
-    """ "key old -> new" for every parameter that decides the result and is not what ran.
-
-    A key that the run's version of the kit did not know had its default.
-    """
-    automatic = pinned.get("automatic", {})
-    defaults = DEFAULTS.resolved()
-    changes = []
-    for key, value in new.resolved().items():
-        old = resolved.get(key, defaults[key])
-        if key in EXECUTION_KEYS | NOT_COMPARED or same(old, value):
-            continue
-        if key in automatic and same(automatic[key], value):
-            continue
-        changes.append(f"{key} {old!r} -> {value!r}")
-    return changes
-
-
 def changed_machine(plan: Plan, choice: Mapping[str, object], machine: Mapping[str, object]) -> list[str]:
     """ "key old -> new" for what differs from the kind of machine, and the choices for it, that the run began with.
 
@@ -354,34 +335,3 @@ def changed_machine(plan: Plan, choice: Mapping[str, object], machine: Mapping[s
     is_comparable = {"arithmetic"} <= old.keys() & new.keys() and plan.pinned.get("choice") == choice
     compared = sorted((old | new).keys() - (set() if is_comparable else {"arithmetic"}))
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in compared if old.get(key) != new.get(key)]
-
-
-def fill_pinned(params: Params, resolved: JsonObject, pinned: JsonObject) -> Params:
-    """`params` with every automatic choice of the first start in its place."""
-    automatic = pinned.get("automatic", {})
-    now = params.resolved()
-    return params.replace(**{key: resolved[key] for key, auto in automatic.items() if same(now[key], auto)})
-
-
-def restart_words(argv: Sequence[str]) -> list[str]:
-    """The command line without the flags that make no sense at a start, to suggest one."""
-    kept = []
-    words = iter(drop_flags(argv))
-    for word in words:
-        if word == "--extend":
-            next(words, None)  # its value
-        elif not word.startswith("--extend="):
-            kept.append(word)
-    return ["python", "train.py", *kept]
-
-
-def drop_flags(argv: Sequence[str]) -> list[str]:
-    """The command line without the flags that a suggestion adds itself."""
-    kept = []
-    words = iter(argv)
-    for word in words:
-        if word == "--accept":
-            next(words, None)  # its value
-        elif word not in ("--restart", "--resume") and not word.startswith("--accept="):
-            kept.append(word)
-    return kept

@@ -93,7 +93,7 @@ class Commit:
         """In the writer's thread: first the commit, then what is derived from it."""
         folder.check_held()
         epoch_done = self.weights is not None
-        checkpoints = Checkpoints(folder.path, folder.identity)
+        checkpoints = Checkpoints(folder.path, folder.identity, folder.check_held)
         checkpoints.commit(self.state, epoch_done=epoch_done, is_best=self.is_best, keep_last=self.keep_last)
         folder.derive(self.history, self.best)
         if self.weights:
@@ -116,7 +116,7 @@ class Session:
         self.control = control
         self.folder = plan.folder
         self.identity = plan.identity
-        self.checkpoints = Checkpoints(plan.folder.path, plan.identity)
+        self.checkpoints = Checkpoints(plan.folder.path, plan.identity, plan.folder.check_held)
         self.writer = Writer()
         self.bar = Bar(control, run.train_loader.num_batches)
         resolved = plan.params.resolved()
@@ -141,6 +141,7 @@ class Session:
         """Make the folder, record what is going to run, and greet."""
         plan, loader, state = self.plan, self.run.train_loader, self.state
         # The folder: an earlier attempt is moved aside, the log is opened.
+        self.folder.check_held()
         if plan.is_copy:
             copy_targets(self.folder.path, self.identity)
         moved = move_aside(self.folder.path) if plan.moves_aside else None
@@ -205,13 +206,16 @@ class Session:
                 return None
         except Exception as failure:  # what could not be written
             error = failure
+        try:
+            self.folder.check_held()
+        except UserError as moved:  # what failed, failed because of it; the log is still that of the moved folder
+            logging.getLogger("train.file").error("%s", moved)
+            return moved
         error = explain(error, self.run)
         is_interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
         is_expected = isinstance(error, UserError) or is_interrupted
         code = error.code if isinstance(error, UserError) else EXIT_BUG
         logging.getLogger("train.file").error("%s", error, exc_info=None if is_expected else error)
-        if not self.folder.is_held():
-            return error
         with contextlib.suppress(OSError):  # a full disk: `error` says so already
             self._stop("interrupted" if is_interrupted else "failed", str(error) or type(error).__name__, code)
         return error
@@ -238,6 +242,8 @@ class Session:
     def _write(self, event: Event, save: bool, shards: list[Shard] | None) -> None:
         """Commit `event` if it is to be saved, show it to the observers, and renew status.json."""
         self.bar.show(event, self.state.epoch_step)
+        if save or not isinstance(event, Step) or event.due:
+            self.folder.check_held()  # before the observers write
         if self.writer.failed:
             self.writer.wait()  # raises
         if isinstance(event, Epoch):

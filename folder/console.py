@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from include import STDERR, STDOUT, TRAIN_LOG
+from utils import write_atomic
 
 log = logging.getLogger("train")
 
@@ -49,6 +50,9 @@ class Tee(io.TextIOBase):
 
 def open_log(folder: Path, to_stderr: bool = False) -> None:
     """Everything printed from now on also goes to train.log, record/stdout.txt and record/stderr.txt of `folder`."""
+    # a copy by hard links must not make the original's files grow
+    for name in (STDOUT, STDERR, TRAIN_LOG):
+        break_hard_link(folder / name)
     # the streams
     sys.stdout = Tee(sys.stdout, folder / STDOUT)
     sys.stderr = Tee(sys.stderr, folder / STDERR)
@@ -64,6 +68,12 @@ def open_log(folder: Path, to_stderr: bool = False) -> None:
     only_file = logging.getLogger("train.file")
     only_file.handlers[:] = [file]
     only_file.propagate = False
+
+
+def break_hard_link(path: Path) -> None:
+    """Give a file that has several names a copy of its own, before something is appended to it."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        write_atomic(path, path.read_bytes())
 
 
 def close_log() -> None:

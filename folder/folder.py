@@ -144,9 +144,13 @@ class Folder:
     def write_weights(self, which: str, data: bytes) -> None:
         """Replace weights/best or weights/last."""
         self.check_held()
-        path = self.weights(which)
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, data)
+        self.weights(which).parent.mkdir(exist_ok=True)
+        self.write(f"{WEIGHTS}/{which}.safetensors", data)
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Replace a file of the folder. UserError (exit 5) when the folder is no longer in its place."""
+        self.check_held()
+        write_atomic(self.path / name, data, self.check_held)
 
     # --- the lock ---
 
@@ -233,9 +237,8 @@ class Folder:
 
     def write_record(self, name: str, record: JsonObject) -> None:
         """Write a record that decides something, sealed with the ids of the folder."""
-        self.check_held()
         assert self.identity is not None
-        write_json(self.path / name, self.identity.seal(record))
+        self.write(name, to_json(self.identity.seal(record)))
 
     def check_writable(self) -> None:
         """UserError (exit 5) when the folder cannot be written; called before anything is loaded."""
@@ -260,19 +263,17 @@ class Folder:
         }
         self._status |= {"message": message} | ({"code": code} if code else {})
         self._status_time = time.monotonic()
-        self.check_held()
-        write_json(self.path / STATUS, self._status)
+        self.write(STATUS, to_json(self._status))
 
     # --- what is derived from a commit ---
 
     def derive(self, history: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
         """Write the history and metrics of the state that has just been committed."""
-        self.check_held()
-        write_json(self.path / HISTORY_JSON, history)
-        write_atomic(self.path / HISTORY_CSV, history_csv(history))
+        self.write(HISTORY_JSON, to_json(history))
+        self.write(HISTORY_CSV, history_csv(history))
         for name, row in ((METRICS_BEST, best), (METRICS_LAST, history[-1] if history else None)):
             if row:
-                write_json(self.path / name, flat_metrics(row))
+                self.write(name, to_json(flat_metrics(row)))
 
     def write_augmentation(self, record: dict[str, Any]) -> None:
-        write_atomic(self.path / AUGMENTATION, to_json(record))
+        self.write(AUGMENTATION, to_json(record))

@@ -54,8 +54,8 @@ def read_manifest(checkpoints: Path) -> JsonObject:
         if not isinstance(manifest, dict) or "format" not in manifest or "last" not in manifest:
             raise UserError(f"{path}: not a manifest")
         check_seal(path, manifest)
-        if manifest != seal(manifest):
-            raise UserError(f"{path} is damaged (its digest is not that of its content)")
+        if "digest" not in manifest:
+            raise UserError(f"{path} is damaged (it has no digest)")
     except UserError as error:
         raise UserError(f"{error}; not touched", EXIT_DAMAGED) from None
     return manifest

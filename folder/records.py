@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from folder.arguments import Request
+from folder.aside import find_half_moved
 from folder.folder import Folder
 from folder.identity import check_same
 from folder.manifest import MANIFEST, read_manifest
@@ -61,12 +63,10 @@ def read_run(folder: Folder, request: Request, restart_words: Sequence[str]) -> 
     UserError (exit 3), with the ways out, when records and state are damaged or do not belong together, and when
     there are results without their state. `restart_words`: the command line, to suggest variations of.
     """
-    # Starting over moves everything aside, damaged or not.
-    if request.restart:
-        try:
-            return folder.meta(), {}
-        except UserError:
-            return {}, {}
+    # Starting over moves everything aside, damaged or not; what a killed --restart left is moved, too.
+    half_moved = find_half_moved(folder.path)
+    if request.restart or half_moved:
+        return read_old_meta(folder, half_moved), {}
     # Results without state are moved aside when the run starts from weights; a range test changes nothing.
     start_over = f"start over (what is there moves to attempts/): {command(*restart_words, '--restart')}"
     try:
@@ -80,6 +80,15 @@ def read_run(folder: Folder, request: Request, restart_words: Sequence[str]) -> 
     if not manifest and not (request.restore_file or request.find_lr):
         check_state(folder.path, restart_words, start_over)
     return meta, manifest
+
+
+def read_old_meta(folder: Folder, half_moved: Path | None) -> JsonObject:
+    """record/meta.json of the attempt that is moved aside, {} when it is damaged; `half_moved`: it may be there."""
+    for place in (folder, *([Folder(half_moved)] if half_moved else [])):
+        with contextlib.suppress(UserError):
+            if meta := place.meta():
+                return meta
+    return {}
 
 
 def check_agreement(folder: Path, meta: JsonObject, manifest: JsonObject) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from kit import experiment
 
+from engine.changes import changed_params, drop_flags
 from engine.distributed import World
 from engine.events import NonFiniteLoss
 from engine.failures import explain
-from engine.plan import changed_machine, changed_params, decide, drop_flags, refuse
+from engine.plan import changed_machine, decide, refuse
 from folder.arguments import Request, train_parser
 from folder.folder import Folder
 from include import EXIT_NONFINITE, EXIT_SYSTEM
