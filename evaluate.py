@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder
-from folder.locate import find_trained_data
+from folder.locate import find_trained_data, parse_split
 from folder.provenance import MARKER, check_frozen_code, pick_code
 from folder.trust import Consent
-from include import SPLIT_SYNONYMS, SPLITS
-from utils import JsonObject, UserError, nearest, reference_name, run_script, to_json, write_json
+from utils import JsonObject, UserError, reference_name, run_script, to_json, write_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     from engine.protocols import Loader
@@ -71,14 +70,6 @@ class EvaluationRequest:
         words = ["--model_dir", str(folder.path), "--data_dir", str(data_dir)]
         words += ["--split", self.split, "--restore_file", self.restore_file]
         return words + (["--cache_dir", str(self.cache_dir)] if self.cache_dir else [])
-
-
-def parse_split(name: str) -> str:
-    """train, valid or test. UserError for any other name."""
-    split = str(SPLIT_SYNONYMS.get(name, name))
-    if split not in SPLITS:
-        raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
-    return split
 
 
 def evaluate(folder: Folder, request: EvaluationRequest) -> JsonObject:

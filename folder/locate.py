@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from folder.folder import Folder
-from include import META
+from include import META, SPLIT_SYNONYMS, SPLITS
 from params import Params
-from utils import UserError, command
+from utils import UserError, command, nearest
 
 
 def find_data(given: str | Path | None, params: Params, remembered: str | None) -> Path:
@@ -63,3 +63,11 @@ def find_trained_weights(folder: Folder, restore_file: str) -> Path:
 def weights_name(restore_file: str) -> str:
     """A label for file names: best, last, or the stem of a path."""
     return restore_file if restore_file in ("best", "last") else Path(restore_file).name.removesuffix(".safetensors")
+
+
+def parse_split(name: str) -> str:
+    """train, valid or test. UserError for any other name."""
+    split = str(SPLIT_SYNONYMS.get(name, name))
+    if split not in SPLITS:
+        raise UserError(f"--split: unknown split {split!r}; {nearest(split, SPLITS)}")
+    return split
