@@ -14,7 +14,7 @@ from folder.aside import is_half_moved
 from folder.folder import Folder
 from folder.identity import ADOPTS, Identity, choose_identity, identity_in
 from folder.locate import find_data, find_weights
-from folder.provenance import changed_files, check_own_files, run_frozen, same
+from folder.provenance import changed_files, check_own_files, check_own_names, run_frozen, same
 from folder.records import list_results, read_run
 from folder.scratch import is_copied
 from include import EXIT_DAMAGED, EXIT_NONFINITE, PARAMS
@@ -177,6 +177,7 @@ def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
 def decide_start(plan: Plan) -> Plan:
     """The plan when the folder holds no run, or starts over."""
     path = plan.folder.path
+    check_own_names(plan.params.resolved())
     if plan.request.resume:
         raise UserError(f"--resume: {path} holds nothing to resume; leave --resume out to start it")
     if plan.request.extend:

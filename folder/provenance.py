@@ -20,7 +20,7 @@ from folder.arguments import Request
 from folder.folder import Folder, now
 from folder.trust import Consent, check_trust, find_code, seal
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
-from utils import JsonObject, UserError, reference_file, reference_name, write_atomic
+from utils import JsonObject, UserError, cache_home, reference_file, reference_name, write_atomic
 
 log = logging.getLogger("train")
 
@@ -82,6 +82,14 @@ def references(values: object) -> set[str]:
         parts = values.values() if isinstance(values, dict) else values
         return {name for part in parts for name in references(part)}
     return {reference_file(values)} if isinstance(values, str) and ".py:" in values else set()
+
+
+def check_own_names(values: object) -> None:
+    """UserError when two of the experiment's own files have one name: record/code/experiment/ keeps one of each."""
+    by_name: dict[str, str] = {}
+    for file in sorted(map(os.path.normpath, references(values))):
+        if (other := by_name.setdefault(os.path.basename(file), file)) != file:
+            raise UserError(f"two files are called {os.path.basename(file)}: {other} and {file}; rename one of them")
 
 
 def localise(values: Any, prefix: str = "") -> Any:
@@ -207,7 +215,10 @@ def check_frozen_code(folder: Path, consent: Consent) -> None:
     """
     check_trust(folder, "its frozen code", consent)
     for path in find_code(folder).rglob("__pycache__"):
-        shutil.rmtree(path) if not path.is_symlink() else path.unlink()
+        try:
+            shutil.rmtree(path) if not path.is_symlink() else path.unlink()
+        except OSError:  # a folder of others: Python reads compiled files from elsewhere
+            os.environ["PYTHONPYCACHEPREFIX"] = str(cache_home() / "compiled")
 
 
 def check_own_files(folder: Folder, values: JsonObject, request: Request) -> None:

@@ -115,10 +115,15 @@ def list_code(code: Path) -> Files:
             path = Path(folder, name)
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode):
-                files[path.relative_to(code).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+                files[path.relative_to(code).as_posix()] = digest_file(path)
             elif not stat.S_ISDIR(mode):
                 raise UserError(f"{path} is a link or no file: code runs only from files in {code}", EXIT_DAMAGED)
     return files
+
+
+def digest_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_code(files: Files) -> str:
@@ -146,8 +151,7 @@ def seal(folder: Path, code: Path) -> None:
     key = make_key()
     mac = _sign(key, digest)
     seals = read_seals(folder)["seals"]
-    macs = [entry for entry in seals.get(digest, []) if isinstance(entry, str)]
-    seals[digest] = list(dict.fromkeys([*macs, mac]))
+    seals[digest] = list(dict.fromkeys([*_macs(seals, digest), mac]))
     write_json(folder / TRUST, Seals(files=files, seals=seals))
 
 
@@ -155,13 +159,20 @@ def _sign(key: bytes, digest: str) -> str:
     return hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
 
 
+def _macs(seals: dict[str, list[str]], digest: str) -> list[str]:
+    """The seals of one digest. The file may hold anything."""
+    macs: object = seals.get(digest)
+    return [mac for mac in macs if isinstance(mac, str)] if isinstance(macs, list) else []
+
+
 def is_trusted(folder: Path, digest: str) -> bool:
     """True when this user sealed the code of this digest, here or with --trust elsewhere."""
     key = read_key()
     if key is None:
         return False
-    macs = read_seals(folder)["seals"].get(digest, [])
-    if any(isinstance(mac, str) and hmac.compare_digest(mac.encode(), _sign(key, digest).encode()) for mac in macs):
+    own = _sign(key, digest).encode()
+    macs = _macs(read_seals(folder)["seals"], digest)
+    if any(hmac.compare_digest(mac.encode("utf-8", "replace"), own) for mac in macs):
         return True
     with contextlib.suppress(OSError):  # what --trust could not write into its folder
         return digest in (state_home() / "trusted").read_text().split()
@@ -226,11 +237,13 @@ def _describe_code(folder: Path, files: Files) -> str:
 def _is_file_of(root: Path, name: str, digest: str) -> bool:
     """True when `root` has a file of this name and content."""
     path = root / name
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return path.is_file() and digest_file(path) == digest
 
 
 def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    """The first names; control characters, which could hide others on a terminal, are escaped."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:12]]
+    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _remember(folder: Path, code: Path, digest: str) -> None:

@@ -15,9 +15,9 @@ from kit import ROOT, call, experiment, make_dataset, shell, tree
 from engine.checkpoint import read_weights, weights_file
 from folder import trust
 from folder.folder import Folder
-from folder.provenance import changed_files, snapshot
+from folder.provenance import changed_files, check_frozen_code, references, snapshot
 from folder.trust import Consent, check_trust, make_key, read_key, seal, state_home
-from utils import UserError
+from utils import UserError, cache_home
 
 NET = """
 import torch
@@ -201,9 +201,9 @@ def test_a_damaged_or_forged_seal_is_none(folders, world, record, mark):
     (folder / "record/trust.json").write_text(record)
     assert "no seal with your key" in refusal("predict", "--model_dir", folder, image(world))
     digest = trust.digest_code(trust.list_code(folder / "record/code"))
-    forged = {"files": {}, "seals": {digest: [3, None, "0" * 64, "\u00e9"]}}
-    (folder / "record/trust.json").write_text(json.dumps(forged))
-    assert "no seal with your key" in refusal("predict", "--model_dir", folder, image(world))
+    for macs in ([3, None, "0" * 64, "\u00e9", "\ud800"], 3, {"a": 1}, "0" * 64):
+        (folder / "record/trust.json").write_text(json.dumps({"files": {}, "seals": {digest: macs}}))
+        assert "no seal with your key" in refusal("predict", "--model_dir", folder, image(world))
     assert not mark.exists()
 
 
@@ -260,6 +260,39 @@ def test_what_python_compiled_earlier_does_not_run_in_place_of_what_is_sealed(fo
     assert call("predict", "--model_dir", folders / "own", image(world))[0] == 0
     assert call("train", "--data_dir", world / "data", "--model_dir", folders / "own")[0] == 0
     assert not mark.exists()
+
+
+@pytest.mark.usefixtures("stranger")
+def test_names_cannot_hide_each_other_on_the_terminal(folders):
+    (folders / "plain/record/code/evil.py\r\x1b[2K.py").touch()
+    said = []
+    check_trust(folders / "plain", "its frozen code", Consent(given=True, say=said.append))
+    assert r"'evil.py\r\x1b[2K.py'" in said[0]
+    assert "\x1b" not in said[0]
+
+
+def test_compiled_files_that_cannot_be_removed_are_not_read(folders, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "")
+    code = folders / "plain/record/code"
+    check_frozen_code(folders / "plain", Consent())
+    assert not os.environ["PYTHONPYCACHEPREFIX"]
+    (code / "engine/__pycache__").mkdir()
+    check_frozen_code(folders / "plain", Consent())
+    assert os.environ["PYTHONPYCACHEPREFIX"] == str(cache_home() / "compiled")
+
+
+def test_two_files_of_its_own_may_not_have_the_same_name(tmp_path, world):
+    """record/code/experiment/ keeps one of each name."""
+    folder = experiment(tmp_path / "m", arch="a/net.py:Net", arch_args={}, metrics=["b/net.py:metric"])
+    assert "two files are called net.py: a/net.py and b/net.py" in refusal(
+        "train", "--data_dir", world / "data", "--model_dir", folder
+    )
+    assert [path.name for path in folder.iterdir()] == ["params.json"]
+    assert references({"arch": "net.py:Net", "loss": "./net.py:loss"}) == {"net.py", "./net.py"}
 
 
 # --- a training that goes on ----------------------------------------------------------------------------------
