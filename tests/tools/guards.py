@@ -228,8 +228,6 @@ GUARDS = [
           f"{C}::test_a_manifest_of_another_cache_is_refused"),
     Guard("the header of a cache is exact", "model/images/cached/files.py", "        if file.read(len(header)) != header:\n", "        file.read(len(header))\n        if False:\n",
           f"{C}::test_what_is_not_exactly_a_cache_is_built_again"),
-    Guard("a cache consists of regular files", "model/images/cached/files.py", "    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):\n", "    if False:\n",
-          f"{C}::test_what_is_not_exactly_a_cache_is_built_again"),
     Guard("a damaged cache is given up", "model/images/cached/files.py", "            os.unlink(files.manifest)\n", "            pass\n", f"{C}::test_a_flipped_pixel_is_never_used"),
     Guard("change times are compared", "model/images/cache.py", "    if not is_changed.any():\n", "    if True:\n",
           f"{C}::test_contents_that_change_places_with_sizes_and_times_restored"),

@@ -292,7 +292,7 @@ ODD = {
     "fifo": fifo,
     "folder": folder,
     "loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
-    "device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "device": lambda path: (path.unlink(), path.symlink_to("/dev/null")),
 }
 
 

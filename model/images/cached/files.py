@@ -124,10 +124,11 @@ def _open_regular(path: Path) -> BinaryIO:
 def read_array(files: CacheFiles, kind: str, dtype: str, shape: tuple[int, ...], digest: str | None) -> np.ndarray:
     """A small file. NotACache unless it has exactly this size, and this digest where one is given."""
     path = files.file(kind)
+    length = int(np.prod(shape)) * np.dtype(dtype).itemsize
     with _open_regular(path) as file:
-        data = file.read()
-    if len(data) != int(np.prod(shape)) * np.dtype(dtype).itemsize:
-        raise NotACache(f"{path.name} is {len(data):,} bytes long")
+        data = file.read(length + 1)
+    if len(data) != length:
+        raise NotACache(f"{path.name} is not {length:,} bytes long")
     if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise NotACache(f"{path.name} is damaged")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -148,7 +149,7 @@ def map_images(files: CacheFiles, shape: tuple[int, ...]) -> np.ndarray:
     with _open_regular(path) as file:
         length = os.fstat(file.fileno()).st_size
         if length != len(header) + int(np.prod(shape)):
-            raise NotACache(f"{path.name} is {length:,} bytes long")
+            raise NotACache(f"{path.name} is {length:,} bytes long, not {len(header) + int(np.prod(shape)):,}")
         if file.read(len(header)) != header:
             raise NotACache(f"the header of {path.name} is damaged")
         return np.memmap(file, np.uint8, "r", len(header), shape).view(np.ndarray)
@@ -159,7 +160,7 @@ def map_bytes(files: CacheFiles, kind: str, length: int) -> np.ndarray:
     path = files.file(kind)
     with _open_regular(path) as file:
         if os.fstat(file.fileno()).st_size != length:
-            raise NotACache(f"{path.name} is {os.fstat(file.fileno()).st_size:,} bytes long")
+            raise NotACache(f"{path.name} is not {length:,} bytes long")
         return np.memmap(file, np.uint8, "r").view(np.ndarray)
 
 
