@@ -1,5 +1,7 @@
 """Tables and verdicts against values worked out by hand: columns, order, cells, groups, sentences."""
 
+import re
+
 import pytest
 
 from report.formats import format_cell, list_problems, replace_surrogates, to_csv, to_markdown
@@ -8,6 +10,7 @@ from report.settings import differing_keys, format_value, group_replicates, labe
 from report.statistics import Verdict
 from report.summary import (
     MAX_PARAMETERS,
+    Summary,
     format_p,
     format_summary,
     join_names,
@@ -436,3 +439,13 @@ def test_small_p_and_many_names():
     assert join_names(["a", "b", "c"]) == "a; b; c"
     assert join_names(["a", "b", "c", "d", "e"]) == "a; b; c; and 2 more"
     assert join_names([]) == ""
+
+
+def test_the_verdict_is_written_once_below_the_settings_or_else_below_the_runs():
+    runs, groups = Table(["folder", "best_epoch"], [{"folder": "run"}]), Table(["folder", "n"], [{"folder": "setting"}])
+    both = format_summary(Summary(runs, {}, groups, verdict="Best: it.", remark="At equal epochs."))
+    alone = format_summary(Summary(runs, {}, verdict="Best: it.", remark="At equal epochs."))
+    words = ["setting", "Best: it.", "Each run:", "run", "At equal epochs."]
+    assert [part for part in re.split(r"\n+|[| ]*\|[| ]*", both) if part in words] == words
+    words = ["run", "Best: it.", "At equal epochs."]
+    assert [part for part in re.split(r"\n+|[| ]*\|[| ]*", alone) if part in words] == words
