@@ -1,6 +1,7 @@
 """How a loader decides to keep its images on the device, and how many workers it takes: figures by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from kit import make_images
 from loaders import loader, make_params
 
-from model.images import fetch, workers
+from model.images import cache, fetch, workers
 from model.images.fetch import Fetcher
 
 SIDE = 16  # px of the images in these tests
@@ -64,3 +65,29 @@ def test_workers_need_shared_memory_for_two_batches_each(images, monkeypatch, sp
     train = loader(images, im_sz=SIDE, cache="off", num_workers=3)
     assert train.num_workers == num_workers
     assert ("no workers: 0 MiB of shared memory are free, 1 MiB are needed for 3" in train.description) == (spare < 0)
+
+
+@pytest.mark.parametrize(("allowed", "form"), [(23_040, "decoded images on disk"), (23_039, "decoded each time")])
+def test_auto_keeps_images_decoded_up_to_a_number_of_bytes(images, tmp_path, monkeypatch, allowed, form):
+    monkeypatch.setattr(cache, "MAX_AUTO_BYTES", allowed)
+    assert form in loader(images, im_sz=SIDE, num_workers=0, cache_dir=tmp_path).description
+
+
+def test_a_worker_notes_the_image_that_it_augments(source, monkeypatch):
+    """So that the file is named when the worker dies of it."""
+
+    class Watch:
+        is_batched = False
+
+        def __init__(self):
+            self.noted = []
+
+        def image(self, image: np.ndarray, epoch: int, position: int) -> np.ndarray:
+            self.noted.append((position, reader.current_files(2)[1]))
+            return image
+
+    watch = Watch()
+    reader = workers.BatchReader(source, watch)  # pyright: ignore[reportArgumentType] (the two things of it that are used)
+    monkeypatch.setattr(workers, "get_worker_info", lambda: SimpleNamespace(id=1))
+    reader[(0, np.array([7, 20, 3]))]
+    assert watch.noted == [(position, source.index.paths[position]) for position in (7, 20, 3)]
