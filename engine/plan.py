@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,9 +265,17 @@ def extended_length(plan: Plan, first: float, manifest: JsonObject) -> float:
     return first + extend
 
 
+def new_folder_words(plan: Plan) -> list[str]:
+    """The command that trains the same request in a new folder."""
+    changes = plan.request.overrides.items()
+    overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes]
+    place = ["--base", str(plan.folder.path), "--data_dir", str(plan.data_dir), "--model_dir", "NEW_FOLDER"]
+    return ["python", "train.py", *place, *overrides]
+
+
 def describe_lost_state(plan: Plan) -> str:
     path = plan.folder.path
-    new = command("python", "train.py", "--base", path, "--restore_file", path, "--model_dir", "NEW_FOLDER")
+    new = command(*new_folder_words(plan), "--restore_file", path)
     restart = command(*restart_words(plan.request.argv), "--restart")
     return (
         f"{path} is done and its checkpoints are gone, so it cannot go on. Start a new folder from its weights: "
@@ -278,7 +287,7 @@ def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
     path = plan.folder.path
     return (
         f"{path} is done, with other parameters: {'; '.join(changes)}. Train the new ones in a "
-        f"new folder: {command('python', 'train.py', '--base', path, '--model_dir', 'NEW_FOLDER')}   "
+        f"new folder: {command(*new_folder_words(plan))}   "
         f"or start over here (the old attempt is kept): {command(*restart_words(plan.request.argv), '--restart')}"
     )
 

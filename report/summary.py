@@ -9,6 +9,7 @@ from pathlib import Path
 
 from folder.history import split_column, validation_column
 from report.formats import list_problems, replace_surrogates, to_csv, to_latex, to_markdown
+from report.ownership import RESULTS_CSV, RESULTS_MD, may_write
 from report.rows import Problems, Row, read_rows
 from report.select import choose_columns, split_names
 from report.settings import REPLICATE_KEYS, differing_keys, format_value, group_replicates, label_run, setting_keys
@@ -25,7 +26,6 @@ from report.tables import (
 )
 from utils import write_atomic
 
-RESULTS_MD, RESULTS_CSV = "results.md", "results.csv"
 MAX_LINES, MAX_PARAMETERS = 100, 16  # of a table for people; CSV and JSON hold everything
 MAX_NAMED = 3  # names listed before "and N more"
 
@@ -229,8 +229,9 @@ def read_summary(folders: Sequence[Path], parent: Path | None, sort: str | None 
 
 
 def write_summary(parent: Path, summary: Summary) -> list[Path]:
-    """Write results.md and results.csv into `parent` -> their paths."""
+    """Write results.md and results.csv into `parent` -> their paths. Those of another hand are left alone."""
     texts = {RESULTS_MD: format_summary(summary), RESULTS_CSV: replace_surrogates(to_csv(summary.runs))}
-    for name, text in texts.items():
-        write_atomic(parent / name, text)
-    return [parent / name for name in texts]
+    own = [name for name in texts if may_write(parent / name)]
+    for name in own:
+        write_atomic(parent / name, texts[name])
+    return [parent / name for name in own]

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from folder.folder import now
 from include import RECORD, RESOLVED
 from report.figures import PALETTE
+from report.ownership import may_write
 from utils import write_atomic
 
 REPORT = "report.html"
@@ -139,6 +140,8 @@ def write_document(
 
     data: for the page's script. scripts: the folder whose record/ holds plotly.
     """
+    if not may_write(folder / REPORT):
+        return folder / REPORT
     page = (
         environment()
         .get_template(template)

@@ -23,12 +23,12 @@ from report.html.document import (
     write_document,
 )
 from report.importance import is_logarithmic
+from report.ownership import RESULTS_CSV, RESULTS_MD
 from report.plots.curves import CURVES
 from report.plots.parameters import IMPORTANCE, PARAMETERS
 from report.plots.ranking import NUM_NAMED, RankedRuns, format_brief, is_number, name_replicates
 from report.rows import Problems, Row
 from report.settings import format_value
-from report.summary import RESULTS_CSV, RESULTS_MD
 from report.tables import Line, Table, is_lower_better, make_table, mean_of
 from utils import UserError
 

@@ -285,7 +285,28 @@ def test_what_is_done_stays_done_without_its_checkpoints(work, train, data):
     # its ways out
     words = paste(train(folder, "--extend", 1)[1], "NEW_FOLDER")
     new = [word.replace("NEW_FOLDER", str(work / "new")) for word in words]
-    assert call("train", *new, "--data_dir", data)[0] == 0
+    assert call("train", *new)[0] == 0
+    words = paste(train(folder, "--learning_rate=0.002")[1], "NEW_FOLDER")
+    other = [word.replace("NEW_FOLDER", str(work / "other")) for word in words]
+    assert call("train", *other)[0] == 0
+    assert read(work / "other", "record/resolved.json")["learning_rate"] == 0.002
+
+
+def test_tables_and_pages_of_another_hand_are_left_alone(work):
+    texts = {"results.md": "| | accuracy |\n|:--|:--|\n| a | 0.9 |\n", "report.html": "<html>mine</html>"}
+    for name, text in texts.items():
+        (work / name).write_text(text)
+    for script in ("synthesize_results", "plot_results"):
+        code, printed = call(script, "--parent_dir", work)
+        assert code == 0
+        assert "was not written by this kit: left alone" in printed
+    assert {name: (work / name).read_text() for name in texts} == texts
+    for name in texts:
+        (work / name).unlink()
+    for script in ("synthesize_results", "plot_results") * 2:  # its own are written again
+        code, printed = call(script, "--parent_dir", work)
+        assert code == 0
+        assert "left alone" not in printed
 
 
 # --- renamed while it trains ------------------------------------------------------------------------------------
