@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -45,8 +46,16 @@ class UserError(Exception):
     prefix = "error: "
 
     def __init__(self, message: str, code: int = EXIT_USER):
-        super().__init__(" ".join(message.split("\n")))
+        super().__init__(printable(" ".join(message.split("\n"))))
         self.code = code
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal may show it: names of files and classes can hold escape sequences; \\x1b stands for one."""
+    return text.translate(_CONTROLS)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -173,6 +182,19 @@ def write_atomic(path: Path | str, data: bytes | str, check: Callable[[], None] 
                 os.unlink(temporary)
 
 
+_FORMULA = re.compile("'*[=+\\-@\t\r]")  # how a cell begins that a spreadsheet runs
+
+
+def csv_text(value: object) -> object:
+    """`value` as a cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def csv_value(text: str) -> str:
+    """The text that csv_text made a cell of."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
 def sync_folder(folder: Path) -> None:
     """Make the directory entries of `folder` durable (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -236,8 +258,7 @@ def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
 
 def key64(*parts: int | str) -> int:
     """A 63-bit seed that is a function of `parts` alone, e.g. key64(seed, "order", epoch)."""
-    text = "\0".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest(), "little") >> 1
 
 
 # --- processes --------------------------------------------------------------------------------------
@@ -276,7 +297,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int
         return 130
     except Exception as error:
         if isinstance(error, OSError) or is_out_of_memory(error):
-            print(f"error: {describe_oserror(error)}", file=sys.stderr)
+            print(f"error: {printable(describe_oserror(error))}", file=sys.stderr)
             return EXIT_SYSTEM
         traceback.print_exc()
         return EXIT_BUG
@@ -325,6 +346,8 @@ def describe_oserror(error: BaseException) -> str:
     """One line for a full disk, a missing permission or exhausted memory."""
     if is_out_of_memory(error):
         return "out of memory: try a smaller batch_size, or cache: off"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files: allow more with: ulimit -n 4096   or use fewer num_workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -6,8 +6,11 @@ To add one: write a class that derives from Observer with any of its methods, an
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,7 @@ class TensorBoard(Observer):
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError('observers: "tensorboard" needs its package: pip install tensorboard, or leave it out')
         self._writer: SummaryWriter | None = None
+        self._has_failed = False
 
     @property
     def writer(self) -> SummaryWriter:
@@ -61,10 +65,25 @@ class TensorBoard(Observer):
 
             # Events after start_step are of an attempt that ended before it committed them: they come again.
             purge = self.start_step + 1 if self.start_step else None
+            threading.excepthook = _hide_writer_error
             self._writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purge)
         return self._writer
 
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Errors of the disk name the folder: tensorboard's do not say what could not be written."""
+        try:
+            yield
+        except OSError as error:
+            self._has_failed = True
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, reason, str(self.folder / TENSORBOARD)) from None
+
     def step(self, step: Step) -> None:
+        with self._named_errors():
+            self._add_step(step)
+
+    def _add_step(self, step: Step) -> None:
         self.writer.add_scalar("train/loss", step.loss, step.step)
         rates = {f"learning_rate/group_{n}": rate for n, rate in enumerate(step.learning_rate, start=1)}
         if len(set(step.learning_rate)) == 1:
@@ -74,16 +93,24 @@ class TensorBoard(Observer):
         self.writer.add_scalar("images_per_second", step.images_per_second, step.step)
 
     def epoch(self, epoch: Epoch, history: list[Row]) -> None:
-        for key, value in epoch.row.items():
-            split, _, name = key.partition("_")
-            if split in ("train", "val") and key != "train_loss" and value is not None:
-                self.writer.add_scalar(f"{split}/{name}", value, epoch.step)
-        self.writer.flush()
+        with self._named_errors():
+            for key, value in epoch.row.items():
+                split, _, name = key.partition("_")
+                if split in ("train", "val") and key != "train_loss" and value is not None:
+                    self.writer.add_scalar(f"{split}/{name}", value, epoch.step)
+            self.writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            with contextlib.suppress(OSError) if self._has_failed else self._named_errors():  # it is said once
+                writer.close()
+
+
+def _hide_writer_error(args: threading.ExceptHookArgs) -> None:
+    """Print no traceback for tensorboard's writing thread on a full disk: the next event raises its error again."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(args)
 
 
 class LivePlot(Observer):

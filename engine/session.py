@@ -30,7 +30,7 @@ from folder.scratch import copy_targets
 from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
 from report.image_sheets import save_batch_sheet
-from utils import UserError, read_tensors
+from utils import UserError, printable, read_tensors
 
 log = logging.getLogger("train")
 
@@ -180,7 +180,7 @@ class Session:
         if moved:
             plan = plan.add_remarks([f"the earlier attempt is in {moved}"])
         for line in greeting(plan, self.run, state, rewritten):
-            log.info("%s", line)
+            log.info("%s", printable(line))
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -288,7 +288,7 @@ class Session:
         self._stop("done", reason)
         if reason:
             log.info("%s", reason)
-        log.info("%s", closing_block(self.folder, self.plan.data_dir))
+        log.info("%s", printable(closing_block(self.folder, self.plan.data_dir)))
 
     def _stop(self, status: str, message: str, code: int = 0) -> None:
         """Close the observers, record in status.json how it ended, and draw the last figure."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from folder.csv_text import format_csv
 from folder.history import split_column
 from report.figures import shorten
 from report.settings import format_value
 from report.tables import Table
+from utils import printable
 
 NOT_IN_CSV = {"seconds"}  # so that the same runs give the same bytes
 
@@ -29,7 +29,7 @@ def format_cell(column: str, value: object) -> str:
             return f"{value:.4f}"
     if column == "num_parameters":
         return f"{value:,}"
-    return shorten(format_value(value), 100 if column == "folder" else 60)
+    return printable(shorten(format_value(value), 100 if column == "folder" else 60))
 
 
 def replace_surrogates(text: str) -> str:
@@ -43,7 +43,7 @@ def _tabulate(table: Table, style: str, escape: Callable[[str], str]) -> str:
     cells = [[escape(format_cell(column, line.get(column))) for column in table.columns] for line in table.lines]
     is_number = [all(isinstance(line.get(c), int | float | None) for line in table.lines) for c in table.columns]
     alignment = ["right" if number else "left" for number in is_number]
-    headers = [escape(column) for column in table.columns]
+    headers = [escape(printable(column)) for column in table.columns]
     return tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=alignment if cells else None)
 
 
@@ -59,14 +59,10 @@ def to_latex(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """The table as CSV, numbers with all digits, without times."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [column for column in table.columns if column not in NOT_IN_CSV]
-    writer.writerow(columns)
-    for line in table.lines:
-        values = [line.get(column) for column in columns]
-        writer.writerow([value if isinstance(value, int | float | str) else format_value(value) for value in values])
-    return text.getvalue()
+    rows = ([line.get(column) for column in columns] for line in table.lines)
+    cells = ([v if isinstance(v, int | float | str) else format_value(v) for v in values] for values in rows)
+    return format_csv([columns, *cells])
 
 
 def list_problems(problems: Mapping[str, str]) -> str:
@@ -76,4 +72,5 @@ def list_problems(problems: Mapping[str, str]) -> str:
     kinds = Counter(remark.split(" ")[0].rstrip(":,") for remark in problems.values())
     counts = ", ".join(f"{num} {'created' if kind == 'not' else kind}" for kind, num in kinds.most_common())
     items = [f"- `{name}`: {shorten(remark, 300)}".replace("\n", " ") for name, remark in problems.items()]
+    items = [printable(item) for item in items]
     return "\n".join([f"Not done: {counts}", "", *items])

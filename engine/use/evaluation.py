@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -16,10 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from engine.measure import compute_outputs, measure_images, measure_split
 from engine.protocols import Loader, Metric, Names
+from folder.csv_text import format_csv
 from include import EVALUATION, TENSORBOARD
 from report.figures import save_confusion_matrix, shorten
 from report.image_sheets import save_sheet, to_pixels
-from utils import write_atomic
+from utils import printable, write_atomic
 
 CLASS_HEADS = ("class", "images", "precision", "recall", "f1", "most often taken for")
 
@@ -173,16 +172,12 @@ def mean_scores(lines: Sequence[ClassScores]) -> ClassScores:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return shorten(str(value), 40).replace("|", "\\|") if value != "" else ""
+    return printable(shorten(str(value), 40)).replace("|", "\\|") if value != "" else ""
 
 
 def write_csv(path: Path, heads: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     """A CSV file; file names that are not UTF-8 keep their bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(lines)
-    write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_atomic(path, format_csv([heads, *lines]).encode("utf-8", "surrogateescape"))
 
 
 # --- what evaluate.py leaves ----------------------------------------------------------------------------

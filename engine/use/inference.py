@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,17 @@ def check_metadata(path: Path, kit: JsonObject) -> JsonObject:
     return kit
 
 
+def check_finite_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError when a weight is not finite: every probability would be, too."""
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} of {len(tensors)} tensors hold NaN or infinity, first {wrong[0]}: "
+            "give other weights with --restore_file, or train again",
+            EXIT_DAMAGED,
+        )
+
+
 def check_classes(folder: Folder, weights: Weights) -> None:
     """UserError unless the weights have the classes that the folder froze at its first start."""
     classes = weights.classes
@@ -124,6 +135,7 @@ def load_trained(
     path = find_trained_weights(folder, restore_file)
     tensors, kit = read_weights(path)
     check_metadata(path, kit)
+    check_finite_weights(path, tensors)
     # The net that the metadata describe, on the device asked for, in fp32.
     values = {key: kit[key] for key in NET_KEYS}
     values |= {"tta": kit.get("tta", "none")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.use.classifier import Classifier
 from engine.use.evaluation import write_csv
-from utils import UserError
+from utils import UserError, printable
 
 Row = dict[str, "str | float | None"]
 
@@ -34,12 +34,16 @@ def make_row(path: str, likeliest: Sequence[tuple[str, float]], top: int, error:
     return row | {"error": error}
 
 
+def _cell(value: str | int | float | None) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value or ""))
+
+
 def format_table(rows: Sequence[Row]) -> str:
     """The table for people: probabilities with four decimals, an error column only when there are errors."""
     from tabulate import tabulate
 
     columns = [column for column in rows[0] if column != "error" or any(row["error"] for row in rows)]
-    cells = [[f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] or "" for c in columns] for row in rows]
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
     return tabulate(cells, columns, tablefmt="plain", disable_numparse=True)
 
 

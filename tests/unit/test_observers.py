@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from engine.loop import Epoch, Step
-from engine.observers import OBSERVERS, LivePlot, Observer, make_observers
+from engine.observers import OBSERVERS, LivePlot, Observer, TensorBoard, make_observers
 from report.figures import save_history_figure
 from utils import UserError
 
@@ -109,3 +109,25 @@ def test_an_observer_of_the_experiments_own(tmp_path):
 def test_registry():
     assert set(OBSERVERS) == {"tensorboard", "live_plot"}
     assert make_observers([], Path(), params(Path())) == []
+
+
+@pytest.mark.parametrize("num_events", [0, 40], ids=["at the first event", "later"])
+def test_a_full_disk_under_tensorboard_is_one_line(tmp_path, monkeypatch, capfd, num_events):
+    """The device is full for real: the events go to /dev/full once `num_events` writes have succeeded."""
+    gfile = pytest.importorskip("tensorboard.compat.tensorflow_stub.io.gfile")
+    write = gfile.LocalFileSystem._write
+    written = []
+
+    def write_until_full(self, filename, content, mode):
+        written.append(filename)
+        return write(self, "/dev/full" if len(written) > num_events else filename, content, mode)
+
+    monkeypatch.setattr(gfile.LocalFileSystem, "_write", write_until_full)
+    observer = TensorBoard(tmp_path, params(tmp_path))
+    with pytest.raises(OSError, match="No space left") as failed:  # noqa: PT012
+        for number in range(1, 100):
+            observer.step(step(number, [0.1]))
+            observer.epoch(epoch(number, number), [])
+    observer.close()
+    assert failed.value.filename == str(tmp_path / "tensorboard")
+    assert "Traceback" not in capfd.readouterr().err

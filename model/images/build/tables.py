@@ -8,7 +8,7 @@ from pathlib import Path
 
 from include import IMAGE_EXTENSIONS
 from model.images.build.items import BuildOptions, Item, Remarks, pick_split
-from utils import UserError, key64, nearest
+from utils import UserError, csv_value, key64, nearest
 
 Row = dict[str, str]  # column -> cell
 NOT_IN_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')  # characters that no folder's name may have
@@ -36,7 +36,10 @@ def read_table(root: Path, table: Path, options: BuildOptions, remarks: Remarks)
 def _read_rows(table: Path) -> list[Row]:
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [
+                {key: csv_value(value) if isinstance(value, str) else value for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--labels {table}: {getattr(error, 'strerror', None) or error}") from None
     if not rows:
