@@ -101,7 +101,7 @@ def make_optimizer(net: nn.Module, params: Params, fused: bool) -> optim.Optimiz
 
 def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[Plan, Run, State]:
     """params.json -> loaders, net, metrics, loss, optimizer -> the run and its state. Writes nothing."""
-    from engine import ema, loop, machine, precision, schedule, session
+    from engine import ema, loop, precision, schedule, session
     from model import data_loader, metric, tta
     from model.net import make_net
     from model.nets.groups import Freezer
@@ -116,7 +116,7 @@ def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[
     # What "auto" means here: precision, layout, threads. From now on the plan names every choice.
     choice = precision.choose(plan.params, device, plan.params.num_epochs * loader.num_batches, world.local_size)
     precision.apply(choice, plan.params)
-    plan = plan.pin(loaders, choice.to_dict(), machine.machine_kind(choice, plan.params, device, world))
+    plan = plan.pin(loaders, choice.to_dict(), precision.machine_kind(choice, plan.params, device, world))
     params = plan.params
     # The net and its optimizer: fresh, with given weights, or as saved. What was loaded is freed on return.
     saved, remarks = session.load_committed_state(plan)

@@ -13,8 +13,7 @@ from torch import nn
 
 from engine import precision
 from engine.distributed import World
-from engine.machine import hash_arithmetic, machine_kind
-from engine.precision import STEPS_WORTH_COMPILING, Choice
+from engine.precision import STEPS_WORTH_COMPILING, Choice, hash_arithmetic, machine_kind
 from params import Params
 from utils import UserError
 
