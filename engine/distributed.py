@@ -243,7 +243,8 @@ def rendezvous_seconds() -> float:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def name_attempt(store: Store, rank: int, size: int, limit: float = 300) -> str:
