@@ -243,8 +243,7 @@ def rendezvous_seconds() -> float:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    print(line, file=sys.stderr, flush=True)
 
 
 def name_attempt(store: Store, rank: int, size: int, limit: float = 300) -> str:
