@@ -349,5 +349,6 @@ def describe_oserror(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many open files: allow more with: ulimit -n 4096   or use fewer num_workers"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        written = error.filename2 or error.filename  # of a copy, the file that could not be written, not its source
+        return f"{written}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import random
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from engine.checkpoint import Checkpoints, Snapshot, Writer, read_weights, weigh
 from engine.session import Commit
 from folder.folder import Folder
 from folder.manifest import read_manifest
-from utils import UserError, write_atomic
+from utils import UserError, describe_oserror, write_atomic
 
 # --- the save ---------------------------------------------------------------------------------------------
 
@@ -170,6 +173,21 @@ def test_a_full_disk_for_real(tmp_path, data):
     assert not list((folder / "checkpoints").glob(".tmp-*"))
     assert call("train", "--data_dir", data, "--model_dir", folder, "--extend=1")[0] == 0
     assert len(history(folder)) == 2
+
+
+def test_a_copy_that_does_not_fit_names_the_file_that_was_written(tmp_path):
+    """The kit's source is copied into the folder: when that fails, its own file is not what is too large."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(8192))
+
+    def copy() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        with pytest.raises(OSError, match="File too large") as caught:
+            shutil.copyfile(source, target)
+        assert describe_oserror(caught.value) == f"{target}: File too large"
+
+    assert faults.in_a_child(copy) == 0
 
 
 def test_what_fails_in_the_background_surfaces():

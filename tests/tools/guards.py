@@ -52,6 +52,8 @@ GUARDS = [
           f"{R}::test_every_flipped_bit_is_found"),
     Guard("the generation before", "engine/checkpoint.py", '            if not manifest.get("previous"):\n                raise\n',
           "            raise\n", f"{R}::test_the_generation_before_is_used_and_said"),
+    Guard("of a copy, the file that was written is named", "utils.py", "        written = error.filename2 or error.filename", "        written = error.filename",
+          f"{R}::test_a_copy_that_does_not_fit_names_the_file_that_was_written"),
     Guard("errors of the writer", "engine/checkpoint.py", "            job.result()\n", "            pass\n",
           f"{R}::test_a_full_disk_for_real"),
     Guard("state before derived files", "engine/session.py", "        checkpoints.commit(self.state,", "        (lambda *a, **k: None)(self.state,",

@@ -52,7 +52,7 @@ TROUBLES: list[Callable[[int], Trouble | None]] = [
     lambda size: Trouble("signal", 280 + size % 400),
     lambda size: Trouble("late", size % 1500),
     lambda size: Trouble("signal", 280 + size % 400, signal.SIGTERM),
-    lambda size: Trouble("limit", 1 << 9 + size % 10),
+    lambda size: Trouble("limit", 1 << 12 + size % 8),
 ]
 
 
