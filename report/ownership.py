@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from utils import say
 
 RESULTS_MD, RESULTS_CSV = "results.md", "results.csv"
 CSV_START = b"folder,"  # of every results.csv that the kit wrote; it writes results.md beside it
@@ -29,5 +30,5 @@ def may_write(path: Path) -> bool:
     """is_ours, and a line on stderr where it is not."""
     if is_ours(path):
         return True
-    print(f"{path} was not written by this kit: left alone; to have it written, move it away", file=sys.stderr)
+    say(f"{path} was not written by this kit: left alone; to have it written, move it away")
     return False

@@ -56,7 +56,7 @@ def write_computed(path: Path, computed: Computed) -> None:
 
 def read_computed(path: Path) -> Computed:
     """What a frozen copy wrote. UserError for another format."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(path) as arrays:
         info = json.loads(str(arrays["info"]))
         if (number := info.pop("format")) != FORMAT:
             raise UserError(f"the frozen copy writes format {number}, this version reads {FORMAT}; give --code tree")
