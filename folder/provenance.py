@@ -38,7 +38,6 @@ RESULT_CODE = {
     "folder/history.py": True,  # it chooses the best epoch
     "engine": True,
     "engine/observers.py": False,
-    "engine/submit.py": False,
     "engine/use": False,
     "engine/use/inference.py": True,
 }

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from pydantic import Field, ValidationError
 
-from engine.submit import FORWARDED
+from engine.use.submit import FORWARDED
 from include import JOBS
 from params import Positive, SearchKeys, Strict, Text
 from search.engines import ray_task

@@ -1,11 +1,11 @@
-"""The tasks of a search as Slurm jobs: those that start together are one array. How jobs work: engine/submit.py."""
+"""The tasks of a search as Slurm jobs: those that start together are one array. How jobs work: engine/use/submit.py."""
 
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.submit import SlurmJob, SlurmQueue
+from engine.use.submit import SlurmJob, SlurmQueue
 from include import JOBS
 from params import SearchKeys
 from search.engines.base import Task, TaskEnd, recorded_exit_code

@@ -115,7 +115,7 @@ def test_a_wrong_option_of_ray_is_one_line(given, said):
 )
 def test_a_wrong_option_of_slurm_is_one_line(given, said, tmp_path):
     pytest.importorskip("submitit")
-    from engine.submit import SlurmQueue
+    from engine.use.submit import SlurmQueue
 
     with pytest.raises(UserError, match=re.escape(said)):
         SlurmQueue(tmp_path, given)

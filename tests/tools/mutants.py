@@ -16,7 +16,7 @@ MUTATED += ["report/*.py", "report/plots/ranking.py"]
 MUTATED += ["search/strategy*", "search/selection*", "search/children*", "search/validation*"]
 
 # Building and checking of datasets, logs, queues, the look of figures and pages: they change no result and no table.
-LEFT_OUT = ["model/images/build/*.py", "model/images/check*", "engine/observers*", "engine/submit*"]
+LEFT_OUT = ["model/images/build/*.py", "model/images/check*", "engine/observers*", "engine/use/submit*"]
 LEFT_OUT += ["report/figures*", "report/watch*", "report/tree*", "report/image_sheets*"]
 
 
