@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.distributed import World, find_world
 from engine.plan import Plan, decide
-from engine.use.submit import submit
 from engine.use.repair import is_whole, repair
+from engine.use.submit import submit
 from engine.use.verify import verify
 from folder.arguments import Request, train_parser
 from folder.closing import closing_block, describe_prepared, run_result

@@ -182,17 +182,12 @@ def write_atomic(path: Path | str, data: bytes | str, check: Callable[[], None] 
                 os.unlink(temporary)
 
 
-_FORMULA = re.compile("'*[=+\\-@\t\r]")  # how a cell begins that a spreadsheet runs
-
-
-def csv_text(value: object) -> object:
-    """`value` as a cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+FORMULA = re.compile("'*[=+\\-@\t\r]")  # how a cell begins that a spreadsheet runs
 
 
 def csv_value(text: str) -> str:
-    """The text that csv_text made a cell of."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+    """The text that folder.csv_text.csv_text made a cell of."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
 
 
 def sync_folder(folder: Path) -> None:

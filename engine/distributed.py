@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from include import EXIT_SYSTEM
-from utils import UserError
+from utils import UserError, say
 
 if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder answers at once
     from torch import Tensor, nn
@@ -208,7 +207,7 @@ def meet(rank: int, size: int) -> Store:
         raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR:MASTER_PORT is {address}: start it with torchrun")
     host, _, port = address.rpartition(":")
     # What rank 0 waits for, it says itself: it knows who has come.
-    notice = Timer(NOTICE_SECONDS, _say, [f"rank {rank} is waiting for rank 0 at {address}, at most {limit:g} s"])
+    notice = Timer(NOTICE_SECONDS, say, [f"rank {rank} is waiting for rank 0 at {address}, at most {limit:g} s"])
     notice.daemon = True
     try:
         if rank:
@@ -240,10 +239,6 @@ def rendezvous_seconds() -> float:
     if not 1 <= seconds <= 86400:
         raise UserError(f"RENDEZVOUS_SECONDS={given}: a number of seconds from 1 to 86400 is expected")
     return seconds
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def name_attempt(store: Store, rank: int, size: int, limit: float = 300) -> str:
@@ -279,7 +274,7 @@ def name_attempt(store: Store, rank: int, size: int, limit: float = 300) -> str:
                 EXIT_SYSTEM,
             )
         if silent and waited > NOTICE_SECONDS and not is_said:
-            _say(f"waiting for {missing}, at most {limit:g} s")
+            say(f"waiting for {missing}, at most {limit:g} s")
             is_said = True
         time.sleep(0.005 if silent else 0)
     return name

@@ -4,7 +4,12 @@ import csv
 import io
 from collections.abc import Iterable
 
-from utils import csv_text
+from utils import FORMULA
+
+
+def csv_text(value: object) -> object:
+    """`value` as a cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def format_csv(rows: Iterable[Iterable[object]]) -> str:

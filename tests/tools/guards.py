@@ -124,7 +124,7 @@ GUARDS = [
     Guard("a rank lost while building is said", "engine/distributed.py", "        with self.explained():\n            dist.all_gather_object", "        if True:\n            dist.all_gather_object",
           f"{D}::test_a_rank_that_is_refused_ends_the_others"),
     Guard("a terminal gets no escapes", "utils.py", "return text.translate(_CONTROLS)", "return text", "tests/unit/test_hostile_text.py::test_a_terminal_is_shown_escapes_as_text"),
-    Guard("a spreadsheet gets no formulas", "utils.py", "isinstance(value, str) and _FORMULA.match(value) else value", "False else value",
+    Guard("a spreadsheet gets no formulas", "folder/csv_text.py", "isinstance(value, str) and FORMULA.match(value) else value", "False else value",
           "tests/unit/test_hostile_text.py::test_a_spreadsheet_is_given_no_formula"),
     Guard("weights are finite", "engine/use/inference.py", "    check_finite_weights(path, tensors)\n", "", "tests/unit/test_hostile_text.py::test_weights_that_are_not_finite_are_refused"),
     Guard("too few file handles are said", "utils.py", "error.errno in (errno.EMFILE, errno.ENFILE)", "False", "tests/unit/test_hostile_text.py::test_too_many_open_files_says_what_to_do"),

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from engine.checkpoint import read_metadata, weights_file
 from engine.use.evaluation import ClassScores, class_table, write_csv
 from engine.use.prediction import format_table
+from folder.csv_text import csv_text
 from report.formats import list_problems, to_csv, to_markdown
 from report.tables import Table
-from utils import UserError, csv_text, csv_value, describe_oserror, printable
+from utils import UserError, csv_value, describe_oserror, printable
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-x"]
 ESCAPE = "a\x1b]0;title\x07\x1b[2Jb\x9b31m"
