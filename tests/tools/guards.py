@@ -30,7 +30,23 @@ D = "tests/proofs/test_distributed.py"
 E, S = "tests/search/test_engines.py", "tests/search/test_search.py"
 C, B = "tests/unit/test_cache.py", "tests/unit/test_build_dataset.py"
 T, M = "tests/folder/test_trust.py", "tests/folder/test_trained_code.py"
+IDENTITY = "tests/folder/test_identity.py"
 GUARDS = [
+    Guard("records of one folder", "folder/identity.py", "    if ids != own and ids not in meta.get(ADOPTS, []):", "    if False:",
+          f"{IDENTITY}::test_records_of_another_folder_are_not_taken_up"),
+    Guard("results without state", "folder/records.py", "    if not (results or gone):", "    if True:",
+          f"{IDENTITY}::test_results_without_state_are_not_overwritten"),
+    Guard("a copy has its own scratch files", "engine/session.py", "        if plan.is_copy:\n", "        if False:\n",
+          f"{IDENTITY}::test_a_copy_does_not_share_the_scratch_disk"),
+    Guard("scratch names are random", "folder/scratch.py", "-{secrets.token_hex(4)}", "", f"{IDENTITY}::test_a_new_folder_under_an_old_name_has_its_own_scratch"),
+    Guard("the scratch target is locked", "folder/folder.py", "        if target and target not in self._scratch_locks:", "        if False:",
+          f"{IDENTITY}::test_two_folders_that_link_to_one_place_do_not_train_at_the_same_time"),
+    Guard("logs of hard-linked copies", "folder/console.py", "path.stat().st_nlink > 1", "False", f"{IDENTITY}::test_a_copy_by_hard_links_leaves_the_original_alone"),
+    Guard("the folder that is locked is written", "folder/folder.py", "return self._held is None or self._held == inode_of(self.path)", "return True",
+          f"{IDENTITY}::test_a_folder_renamed_while_it_trains_is_not_written_under_its_old_name"),
+    Guard("a half-moved attempt is finished", "folder/aside.py", "    target = find_half_moved(folder)\n", "    target = None\n",
+          f"{IDENTITY}::test_a_restart_that_is_killed_keeps_the_old_attempt_in_one_piece"),
+    Guard("tables of another hand", "report/ownership.py", "    if is_ours(path):", "    if True:", f"{IDENTITY}::test_tables_and_pages_of_another_hand_are_left_alone"),
     Guard("temporary file, then replace", "utils.py", "        os.replace(temporary, path)\n",
           "        os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), content)\n", f"{R}::test_a_crash_at_every_file_system_call_of_a_save_loses_nothing"),
     Guard("sync before replace", "utils.py", "            os.fsync(descriptor)\n        finally:\n            os.close(descriptor)\n        # put it in the place of the old file\n        os.chmod",
