@@ -81,6 +81,7 @@ def test_the_valley_by_hand():
     """It begins at the last loss within a twentieth of the whole fall below the first: 9.5 of 10 -> 0."""
     assert valley(np.array([10.0, 10.0, 9.5, 9.4, 8, 6, 4, 2, 0, 5])) == 2 + 2 * 6 // 3
     assert valley(np.array([10.0, 10.0, 9.4, 9.6, 8, 6, 4, 2, 0, 5])) == 3 + 2 * 5 // 3
+    assert valley(np.array([10.0, 12.0, 9.6, 9.4, 8, 6, 4, 2, 0, 5])) == 2 + 2 * 6 // 3
     assert valley(np.array([1.0, 2.0, 3.0])) == 0
 
 

@@ -204,6 +204,15 @@ def test_the_loaded_checkpoint_is_freed_before_training_goes_on(train, tmp_path,
     assert not any(alive)
 
 
+def test_what_a_killed_run_left_of_a_checkpoint_is_removed(train, tmp_path):
+    folder = experiment(tmp_path / "e")
+    assert train(folder, "--until", 1)[0] == 0
+    for name in ("step_8.pt", "manifest.json"):
+        (folder / "checkpoints" / f".tmp-0a1b2c3d-{name}").write_bytes(b"half")
+    assert train(folder)[0] == 0
+    assert not list((folder / "checkpoints").glob(".tmp-*"))
+
+
 def test_changes_are_refused_until_accepted(train, tmp_path, data):
     folder = experiment(tmp_path / "x", num_epochs=40)
     assert interrupt(folder, data) == 143

@@ -92,6 +92,17 @@ def test_folds_are_replicates_too(tmp_path):
     assert found.label(found.groups[0]) == "2 folds"
 
 
+def test_a_setting_is_labelled_with_a_name_where_its_parameters_say_nothing_or_too_much(tmp_path):
+    make_run(tmp_path / "alone", 0.8)
+    one = rank_runs(rows_of(tmp_path))
+    assert one.label(one.groups[0]) == "alone"
+    long = "x" * 100
+    for part in (1, 2):
+        make_run(tmp_path / f"long_{part}", 0.8 + part / 100, fold=[part, 2], arch=long)
+    found = rank_runs(rows_of(tmp_path))
+    assert [found.label(group) for group in found.groups] == ["long_2 (2 folds)", "arch lenet"]
+
+
 def test_the_band_covers_the_epochs_that_all_have(tmp_path):
     for seed, (epochs, best) in enumerate([(5, 0.9), (3, 0.7)]):
         make_run(tmp_path / f"seed_{seed}", best, epochs=epochs, seed=seed)

@@ -227,6 +227,14 @@ def test_a_flipped_pixel_means_a_new_cache_in_memory(data, capfd):
     assert "its images are damaged; it is built again" in capfd.readouterr().err
 
 
+def test_a_cache_folder_is_made_with_its_parents_and_locked(data):
+    folder = data / "not" / "yet" / "there"
+    assert decoded(data, "disk", folder=folder).form == "disk"
+    assert {path.suffix for path in folder.iterdir()} >= {".json", ".npy", ".lock"}
+    assert decoded(data, "off", folder=data / "nor" / "this").form == "off"
+    assert {path.suffix for path in (data / "nor" / "this").iterdir()} >= {".json", ".lock"}
+
+
 @pytest.mark.parametrize(("form", "workers"), [("disk", 0), ("disk", 2), ("jpeg", 0), ("jpeg", 2)])
 def test_batches_are_the_same_whatever_happens_to_the_cache(data, form, workers, capfd):
     values = {"cache": form, "num_workers": workers, "im_sz": 16, "batch_size": 6, "cache_dir": data / ".cache"}
