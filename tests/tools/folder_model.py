@@ -41,7 +41,7 @@ class FolderMachine(RuleBasedStateMachine):
     shared: Shared
     found: list[tuple[list[Op], str, list[str]]]
     counts: dict[str, int]
-    ignored: frozenset[str] = frozenset()
+    ignored: frozenset[str]
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class FolderMachine(RuleBasedStateMachine):
 
 
 def explore(
-    shared: Shared, sequences: int, number: int, seconds: float = 1e9, ignored: frozenset[str] = frozenset()
+    shared: Shared, sequences: int, number: int, seconds: float, ignored: frozenset[str], first: bool
 ) -> dict[str, Any]:
     """Random sequences until there are enough, or time is up. Gives counts and violations, not yet shortened."""
     counts = {"sequences": 0, "operations": 0}
@@ -154,7 +154,7 @@ def explore(
         "Machine", (FolderMachine,), {"shared": shared, "found": found, "counts": counts, "ignored": ignored}
     )
     begun = time.monotonic()
-    while counts["sequences"] < sequences and time.monotonic() - begun < seconds:
+    while counts["sequences"] < sequences and not (first and found) and time.monotonic() - begun < seconds:
         options = settings(
             max_examples=min(10, sequences - counts["sequences"] + 1),
             stateful_step_count=STEPS,
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--shorten", type=float, default=60, metavar="SECONDS", help="for each violation")
     parser.add_argument("--ignore", default="", metavar="KINDS", help="e.g. 3-unnamed,4-copies: go on after these")
     parser.add_argument("--kills", type=int, metavar="N", help="N kills, with scratch, copies, moves and restarts")
+    parser.add_argument("--first", action="store_true", help="stop at the first violation")
     parser.add_argument("--kept", action="store_true", help="the sequences of sequences.py")
     parser.add_argument("--replay", metavar="JSON", help="one sequence")
     args = parser.parse_args()
@@ -263,14 +264,19 @@ def main() -> None:
             print(violation or "nothing is violated")
             sys.exit(1 if violation else 0)
         if args.kept:
-            violations = {name: violation for name, ops in KEPT if (violation := replay(shared, ops))}
+            violations = {}
+            for name, ops in KEPT:
+                if violation := replay(shared, ops):
+                    violations[name] = violation
+                    if args.first:
+                        break
             print(json.dumps({"sequences": len(KEPT), "violations": violations}, indent=1))
             sys.exit(1 if violations else 0)
         if args.kills:
             result = kill_often(shared, args.kills, args.seed)
             print(json.dumps(result))
             sys.exit(1 if result["violations"] else 0)
-        result = explore(shared, args.sequences, args.seed, args.seconds, frozenset(args.ignore.split(",")))
+        result = explore(shared, args.sequences, args.seed, args.seconds, frozenset(args.ignore.split(",")), args.first)
         for ops, violation, seen in result["found"]:
             short = shorten(shared, ops, violation, args.shorten) if args.shorten else ops
             print(f"\n{violation}\n  {json.dumps(short)}\n  " + "\n  ".join(seen))

@@ -295,6 +295,8 @@ class World(Invariants):
             said.add((message, tuple(argv)))
             script, argv = options[choice % len(options)]
             target = Path(argv[argv.index("--model_dir") + 1]) if "--model_dir" in argv else folder
+            if target.name == "new":
+                self._inherit_nothing("new")
             outcome = self._run(script, target, argv, None, None)
             shutil.rmtree(self.root / "new", ignore_errors=True)
             if outcome.code not in (2, 3):
@@ -317,7 +319,7 @@ class World(Invariants):
         self._check_exit(outcome, argv, trouble)
         self._check_others(others, script)
         self._check_nothing_lost(folder, before, outcome, script)
-        if outcome.code == 0 and script == "train" and not {"--until"} & set(argv):
+        if outcome.code == 0 and script == "train" and "--until=1" not in argv:
             self._check_done(folder, outcome)
             if "--restart" in argv and Holding.of(folder).looks:
                 raise Violation("1-ledger: a new run has the test looks of the one before it")
