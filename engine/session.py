@@ -26,6 +26,7 @@ from folder.folder import Folder, now
 from folder.history import best_row
 from folder.identity import ADOPTS
 from folder.provenance import snapshot, update_meta, write_meta
+from folder.records import digest_results
 from folder.scratch import copy_targets
 from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
@@ -42,7 +43,11 @@ def load_committed_state(plan: Plan) -> tuple[SavedState | None, list[str]]:
     """The state that the plan continues from, None for a new start; and remarks. Writes nothing."""
     if plan.verb != "continue":
         return None, []
-    saved, remark = Checkpoints(plan.folder.path).restore()
+    checkpoints = Checkpoints(plan.folder.path)
+    if not checkpoints.manifest():  # it was there when this start was planned
+        plan.folder.check_held()
+        raise UserError(f"{checkpoints.path}: the state was removed while this start was getting ready", EXIT_DAMAGED)
+    saved, remark = checkpoints.restore()
     return saved, [remark] if remark else []
 
 
@@ -279,7 +284,8 @@ class Session:
         """The run is done: slim its checkpoints, and print what comes next."""
         self.folder.check_held()
         # Recorded before the manifest says so: a folder that is done stays done when its checkpoints are deleted.
-        update_meta(self.folder, done={"num_epochs": self.state.num_epochs, "epoch": self.state.epoch})
+        reached = {"num_epochs": self.state.num_epochs, "epoch": self.state.epoch}
+        update_meta(self.folder, done={**reached, "files": digest_results(self.folder.path)})
         self.checkpoints.finish()
         rule = self.plan.params.early_stopping
         reason = ""

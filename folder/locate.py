@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from folder.folder import Folder
-from include import META, SPLIT_SYNONYMS, SPLITS
+from folder.records import find_changed_results, weights_file
+from include import EXIT_DAMAGED, META, RESOLVED, SPLIT_SYNONYMS, SPLITS
 from params import Params
 from utils import UserError, command, nearest
 
@@ -57,7 +58,25 @@ def find_trained_weights(folder: Folder, restore_file: str) -> Path:
         raise UserError(
             f"{folder.weights(restore_file)} does not exist: no epoch has finished yet; continue with {resume}"
         )
+    if restore_file in ("best", "last"):
+        check_own_weights(folder, restore_file)
     return find_weights(folder, restore_file)
+
+
+def check_own_weights(folder: Folder, which: str) -> None:
+    """UserError (exit 3) when records are damaged, or the weights are not those that the run recorded at its end."""
+    train = command("python", "train.py", "--model_dir", folder.path)
+    try:
+        changed = find_changed_results(folder, [weights_file(which)])
+        if (folder.path / RESOLVED).exists():
+            folder.resolved()
+    except UserError as damaged:
+        raise UserError(f"{damaged}; not touched. What can be done is said by: {train}", EXIT_DAMAGED) from None
+    if changed:
+        reason = "is not what the run wrote: it was damaged, or it is from another run"
+        raise UserError(
+            f"{folder.weights(which)} {reason}; not used. To write it again from the state: {train}", EXIT_DAMAGED
+        )
 
 
 def weights_name(restore_file: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from include import (
     CHECKPOINTS,
     EXIT_DAMAGED,
     FOLD,
+    HISTORY_CSV,
     HISTORY_JSON,
     META,
     METRICS_BEST,
@@ -34,6 +36,38 @@ def list_results(folder: Path) -> list[str]:
     """The results that are there, whoever wrote them: no new run may overwrite them."""
     names = [name for name in RESULTS if (folder / name).is_file()]
     return names + sorted(f"{WEIGHTS}/{path.name}" for path in (folder / WEIGHTS).glob("*") if path.is_file())
+
+
+def digest_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_results(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the results of a run that has come to its end, to be recorded in record/meta.json."""
+    names = [HISTORY_JSON, HISTORY_CSV, METRICS_BEST, METRICS_LAST, weights_file("best"), weights_file("last")]
+    return {name: digest_file(folder / name) for name in names if (folder / name).is_file()}
+
+
+def weights_file(which: str) -> str:
+    return f"{WEIGHTS}/{which}.safetensors"
+
+
+def find_changed_results(folder: Folder, names: Sequence[str] | None = None) -> list[str]:
+    """Results of a run that is done which are not, or no longer, those that it recorded. `names`: look at these alone.
+
+    Runs that go on, and those of versions that recorded no digests, have none.
+    """
+    done = folder.meta().get("done")
+    digests = done.get("files", {}) if isinstance(done, dict) else {}
+    if not digests or not read_progress(folder).get("done"):
+        return []
+    chosen = [name for name in digests if names is None or name in names]
+    return [name for name in chosen if not is_file_with(folder.path / name, digests[name])]
+
+
+def is_file_with(path: Path, digest: str) -> bool:
+    return path.is_file() and digest_file(path) == digest
 
 
 def read_progress(folder: Folder) -> JsonObject:
@@ -76,7 +110,7 @@ def read_run(folder: Folder, request: Request, restart_words: Sequence[str]) -> 
             check_agreement(folder.path, meta, manifest)
         check_owner(folder.path, meta)
     except UserError as damaged:
-        raise UserError(f"{damaged}. Bring the file back, or {start_over}", damaged.code) from None
+        raise UserError(f"{damaged}. Bring the file back, or {start_over}", EXIT_DAMAGED) from None
     if not manifest and not (request.restore_file or request.find_lr):
         check_state(folder.path, restart_words, start_over)
     return meta, manifest
@@ -95,6 +129,8 @@ def check_agreement(folder: Path, meta: JsonObject, manifest: JsonObject) -> Non
     """UserError (exit 3) unless manifest and records are of one folder and one attempt."""
     if not meta:
         raise UserError(f"{folder / META} is missing", EXIT_DAMAGED)
+    if not (folder / RESOLVED).exists():
+        raise UserError(f"{folder / RESOLVED} is missing", EXIT_DAMAGED)
     reader = Folder(folder)
     if not manifest.get("state_is_gone"):
         check_same(folder / CHECKPOINTS / MANIFEST, manifest, meta)

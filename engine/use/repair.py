@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from folder.folder import Folder
 from folder.history import best_row, history_csv, recorded_minimized
+from folder.records import find_changed_results
 from include import EXIT_DAMAGED, HISTORY_CSV, METRICS_BEST, METRICS_LAST
 from utils import UserError, reference_name
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 
 def is_whole(folder: Folder) -> bool:
-    """True when no derived file is missing or cut off. Digests are verified when the weights are loaded."""
+    """True when no derived file is missing, cut off, or not what the run recorded at its end."""
     try:
+        if find_changed_results(folder):
+            return False
         history = folder.history()
         tables = (folder.path / HISTORY_CSV).read_text() == history_csv(history)
         metrics = all("epoch" in folder.read(name) for name in (METRICS_BEST, METRICS_LAST)) if history else True

@@ -27,6 +27,7 @@ class Guard:
 
 R, P, H = "tests/proofs/test_reliability.py", "tests/proofs/test_processes.py", "tests/proofs/test_hostile.py"
 D = "tests/proofs/test_distributed.py"
+X = "tests/folder/test_damage.py"
 E, S = "tests/search/test_engines.py", "tests/search/test_search.py"
 C, B = "tests/unit/test_cache.py", "tests/unit/test_build_dataset.py"
 T, M = "tests/folder/test_trust.py", "tests/folder/test_trained_code.py"
@@ -70,6 +71,14 @@ GUARDS = [
           "            raise\n", f"{R}::test_the_generation_before_is_used_and_said"),
     Guard("of a copy, the file that was written is named", "utils.py", "        written = error.filename2 or error.filename", "        written = error.filename",
           f"{R}::test_a_copy_that_does_not_fit_names_the_file_that_was_written"),
+    Guard("weights are those of the run", "folder/locate.py", "    if changed:\n        reason", "    if False:\n        reason",
+          f"{X}::test_weights_of_another_experiment_are_not_measured_as_ones_own"),
+    Guard("changed results are written again", "engine/use/repair.py", "        if find_changed_results(folder):\n", "        if False:\n",
+          f"{X}::test_weights_of_another_experiment_are_not_measured_as_ones_own"),
+    Guard("a missing record is damage", "folder/records.py", "    if not (folder / RESOLVED).exists():\n        raise UserError(f", "    if False:\n        raise UserError(f",
+          f"{X}::test_a_record_that_is_missing_or_cut_off_names_the_way_out"),
+    Guard("the state was there", "engine/session.py", "    if not checkpoints.manifest():  # it was", "    if False:  # it was",
+          f"{X}::test_a_state_that_goes_while_a_start_gets_ready_is_said"),
     Guard("errors of the writer", "engine/checkpoint.py", "            job.result()\n", "            pass\n",
           f"{R}::test_a_full_disk_for_real"),
     Guard("state before derived files", "engine/session.py", "        checkpoints.commit(self.state,", "        (lambda *a, **k: None)(self.state,",

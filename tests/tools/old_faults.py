@@ -1,7 +1,7 @@
 """Faults that the kit had, put back one at a time: does the model of the folder find each of them?
 
-    python tests/tools/old_faults.py                           # by the kept sequences
-    python tests/tools/old_faults.py --sequences 300 scratch   # by random ones; only faults whose name has the word
+python tests/tools/old_faults.py                           # by the kept sequences
+python tests/tools/old_faults.py --sequences 300 scratch   # by random ones; only faults whose name has the word
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import ROOT, copy_repository
+from kit import copy_repository
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ def main() -> None:
     for fault in chosen:
         is_found, text = try_with(fault, [*flags, "--shorten", "0"] if args.sequences else flags)
         num_found += is_found
-        print(f"{'found ' if is_found else 'MISSED'} {fault.name}: {json.dumps(' '.join(text.split())[-400:])}", flush=True)
+        print(
+            f"{'found ' if is_found else 'MISSED'} {fault.name}: {json.dumps(' '.join(text.split())[-400:])}",
+            flush=True,
+        )
     print(f"{num_found} of {len(chosen)} old faults are found")
     sys.exit(0 if num_found == len(chosen) else 1)
 

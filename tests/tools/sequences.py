@@ -29,5 +29,13 @@ KEPT: list[tuple[str, list[Op]]] = [
     ("a full disk", [*(["train", 0, 0, 6, n, -1] for n in range(4)), TRAIN, ["train", 0, 9, 6, 2, -1]]),
     ("a restart that is killed", [TRAIN, EVALUATE, *(["train", 0, 7, 2, n, -1] for n in (2, 5, 9, 14)), RESTART]),
     ("the ledger is gone", [TRAIN, EVALUATE, ["damage", 0, 12, 0, 0], EVALUATE]),
+    ("damaged weights", [TRAIN, ["damage", 0, 8, 2, 0], EVALUATE, EVALUATE, EXTEND]),
+    (
+        "weights of another run",
+        [TRAIN, ["new", 2], ["train", 1, 0, 0, 0, 2], ["damage", 0, 8, 3, 1], EVALUATE, EVALUATE],
+    ),
+    ("a record is gone", [KILLED, ["damage", 0, 5, 0, 0], EVALUATE]),
+    ("a record cut off, evaluated", [KILLED, ["damage", 0, 4, 1, 0], EVALUATE]),
+    ("renamed while it begins to go on", [KILLED, ["rename_while_training", 0, 140, 1]]),
     ("two trainings of one folder", [["twice", 0, 300], ["search", 0, 0]]),
 ]

@@ -25,7 +25,7 @@ def ways_out(message: str, script: str, argv: list[str], places: dict[str, str])
     if commands:
         return commands
     plain = [word for word in argv if word.partition("=")[0] not in ("--restart", "--resume", "--accept", "--until")]
-    if match := re.search(r"leave --(\w+) out|leave it out", message):
+    if match := re.search(r"leave --(\w+) out|leave it out|set \w+ instead", message):
         flag = match.group(1) or next(iter(re.findall(r"--(\w+)", message)), "")
         commands.append((script, [word for word in argv if word.partition("=")[0] != f"--{flag}"]))
     for flag in re.findall(r"--(?:restart|trust|code (?:folder|tree)|accept \w+)\b", message):
