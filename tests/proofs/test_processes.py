@@ -25,6 +25,7 @@ from engine.checkpoint import Checkpoints, Snapshot
 from folder.folder import Folder
 from folder.lock import is_alive
 from model.images.decode import ImageError
+from model.images.workers import _start_worker, signals_blocked
 from utils import UserError
 
 TRAIN = [sys.executable, str(ROOT / "train.py")]
@@ -257,6 +258,21 @@ def test_a_worker_that_hangs_ends_when_its_parent_does(data, monkeypatch):
         os.kill(parent, signal.SIGKILL)
     assert ended[0]
     assert os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+def test_a_worker_that_is_told_to_end_exits_with_0():
+    """torch reports any other exit code of a worker as a crash, even while the parent exits."""
+    parent = os.getpid()
+    with signals_blocked():
+        worker = os.fork()
+        if worker == 0:
+            try:
+                _start_worker(0, parent)
+                time.sleep(20)  # it hangs
+            finally:
+                os._exit(3)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
 
 
 def test_little_shared_memory_means_no_workers(data, monkeypatch):
