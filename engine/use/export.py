@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,8 @@ Predictor = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> (K,) probab
 EXPORTED = Path(__file__).with_name("exported")  # what is copied or filled in
 MODEL_FILES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
 LABELS, PREDICT, CARD, PARITY = "labels.txt", "predict.py", "model_card.md", "parity.json"
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 32  # training images that give int8 activations their ranges
+CALIBRATION_IMAGES = 512  # training images that give int8 activations their ranges
+BATCH = 64  # images that go through the net at once
 PARITY_IMAGES = 500  # validation images on which the exported model is compared with the net
 NOT_SHOWN = {"pinned", "hyper_search", "search", "data_dir"}  # of record/resolved.json, in the card
 TOLERANCE = 1e-3  # allowed difference of a probability
@@ -70,9 +72,9 @@ class Exportable:
     train: Images | None  # None where the data is not there
     valid: Images | None
 
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (K,) probabilities, as predict.py computes them."""
-        return self.trained(self.to_batch([self.to_base(image)])).softmax(dim=1)[0].numpy()
+    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """N times (H, W, 3) uint8 -> (N, K) probabilities, as predict.py computes them."""
+        return self.trained(self.to_batch([self.to_base(image) for image in images])).softmax(dim=1).numpy()
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,22 @@ class Parity:
         return line + f" Accuracy there: {self.exported_accuracy:.4f}, of the net in fp32: {self.accuracy:.4f}."
 
 
-def compare(reference: Predictor, exported: Predictor, images: Images | None) -> Parity:
-    """Both on each image."""
+def compare(given: Exportable, exported: Predictor, images: Images | None) -> Parity:
+    """The net, in batches, and its export, image by image."""
     if not images:
         return Parity(0, 0, 0.0, None, None)
-    pairs = [(reference(image), exported(image)) for image in images]
-    expected, given = (np.stack(values) for values in zip(*pairs, strict=True))  # (N, K)
+    decoded = iter(images)
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    while group := list(islice(decoded, BATCH)):
+        parts.append((given.probabilities(group), np.stack([exported(image) for image in group])))
+    expected, answers = (np.concatenate(values) for values in zip(*parts, strict=True))  # (N, K)
     labels = np.asarray(images.labels)
     return Parity(
         images=len(images),
-        same_class=int((expected.argmax(1) == given.argmax(1)).sum()),
-        max_difference=float(np.abs(expected - given).max()),
+        same_class=int((expected.argmax(1) == answers.argmax(1)).sum()),
+        max_difference=float(np.abs(expected - answers).max()),
         accuracy=float((expected.argmax(1) == labels).mean()),
-        exported_accuracy=float((given.argmax(1) == labels).mean()),
+        exported_accuracy=float((answers.argmax(1) == labels).mean()),
     )
 
 
@@ -133,8 +138,8 @@ def write_onnx(given: Exportable, out: Path, int8: bool) -> Predictor:
 def calibration_batches(given: Exportable, images: Images) -> Iterator[np.ndarray]:
     """(B, base, base, 3) uint8 of training images."""
     chosen = [given.to_base(image) for image in images.sample(CALIBRATION_IMAGES)]
-    for start in range(0, len(chosen), CALIBRATION_BATCH):
-        yield np.stack(chosen[start : start + CALIBRATION_BATCH])
+    for start in range(0, len(chosen), BATCH):
+        yield np.stack(chosen[start : start + BATCH])
 
 
 def write_torch(given: Exportable, out: Path) -> Predictor:
@@ -160,7 +165,7 @@ def write_torch(given: Exportable, out: Path) -> Predictor:
 def write_safetensors(given: Exportable, out: Path) -> Predictor:
     """model.safetensors: the weights file as it is in the experiment, its metadata included."""
     shutil.copyfile(given.trained.path, out / MODEL_FILES["safetensors"])
-    return given.probabilities
+    return lambda image: given.probabilities([image])[0]
 
 
 # --- the folder ---------------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ def export(given: Exportable, folder: Folder, out: Path, *, form: Format, int8: 
         writers = {"torch": write_torch, "safetensors": write_safetensors}
         exported = write_onnx(given, unfinished, int8) if form == "onnx" else writers[form](given, unfinished)
         images = given.valid if int8 or given.valid is None else given.valid.sample(PARITY_IMAGES)
-        parity = compare(given.probabilities, exported, images)
+        parity = compare(given, exported, images)
         # Its labels, a program that uses it, the card and the record of the comparison.
         names = [" ".join(name.split("\n")) for name in given.trained.classes]
         (unfinished / LABELS).write_text("\n".join([*names, ""]), encoding="utf-8")

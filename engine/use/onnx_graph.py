@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -191,13 +192,17 @@ def quantise(model: onnx.ModelProto, batches: Iterable[np.ndarray], folder: Path
 
     prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), prepared)
-    quantize_static(
-        prepared,
-        result,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    logging.disable(logging.WARNING)  # onnxruntime's advice is for those who write such a function
+    try:
+        quantize_static(
+            prepared,
+            result,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     return onnx.load(result)

@@ -78,7 +78,7 @@ def test_the_exported_folder_alone_gives_the_same_classes_and_probabilities(tmp_
     assert call("export", folder, "--out", tmp_path / "out")[0] == 0
     moved = Path(shutil.move(tmp_path / "out", tmp_path / "elsewhere"))
     expected = kit_probabilities(folder, odd)
-    assert len({round(values["class_0"], 5) for values in expected}) > 20  # the images can be told apart
+    assert len({round(values["class_0"], 5) for values in expected}) > 12  # the images can be told apart
     for file, alone, kit in zip(odd, run_alone(moved, odd), expected, strict=True):
         assert next(iter(alone)) == next(iter(kit)), file
         assert all(abs(alone[name] - kit[name]) < 1e-3 for name in kit), (file, alone, kit)
