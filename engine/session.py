@@ -172,7 +172,7 @@ class Session:
         self.folder.write_record(RESOLVED, self.resolved)
         self.folder.write_augmentation(loader.augmentation)
         if loader.fold:
-            self.folder.write_record(FOLD, loader.fold)
+            self.folder.write_record(FOLD, dict(loader.fold))
         # The state gets the ids of the folder when it was copied, or was written without ids.
         if plan.adopts:
             self.checkpoints.adopt()
