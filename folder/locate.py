@@ -52,14 +52,14 @@ def find_trained_weights(folder: Folder, restore_file: str) -> Path:
     """find_weights, for a folder that should have been trained: UserError says how to get weights when it has none."""
     if not folder.path.is_dir():
         raise UserError(f"{folder.path}: no such experiment folder")
+    if restore_file in ("best", "last"):
+        check_own_weights(folder, restore_file)
     if restore_file in ("best", "last") and not folder.weights(restore_file).is_file():
         folder.resolved()  # raises for a folder that has not been trained, with the command that trains it
         resume = command("python", "train.py", "--model_dir", folder.path)
         raise UserError(
             f"{folder.weights(restore_file)} does not exist: no epoch has finished yet; continue with {resume}"
         )
-    if restore_file in ("best", "last"):
-        check_own_weights(folder, restore_file)
     return find_weights(folder, restore_file)
 
 
