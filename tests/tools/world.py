@@ -63,9 +63,11 @@ class World(Invariants):
         super().__init__(shared, Path(tempfile.mkdtemp(prefix="world-", dir=shared.root)))
         shutil.copytree(shared.data[0], self.data)
         self.scratch.mkdir()
+        os.chdir(self.root)  # a pasted command may name a relative path
         self.op_new(0)
 
     def close(self) -> None:
+        os.chdir(self.shared.root)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def folder(self, number: int) -> Path:
