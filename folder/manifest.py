@@ -24,7 +24,7 @@ def seal(value: JsonObject) -> JsonObject:
 def check_seal(path: Path, value: JsonObject) -> None:
     """UserError (exit 3) when a record is of a newer format, or is not as the kit wrote it.
 
-    A record of format 1 has no seal, and is not checked.
+    A record of format 1 states no format and has no seal; it is not checked.
     """
     number = value.get("format", 1)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
@@ -34,7 +34,7 @@ def check_seal(path: Path, value: JsonObject) -> None:
             f"{path} is of format {number}, which a newer version wrote; this version reads formats up to {FORMAT}",
             EXIT_DAMAGED,
         )
-    if number == 1 and "digest" not in value and "id" not in value:
+    if "format" not in value and "id" not in value:
         return
     try:
         is_whole = value == seal(value)

@@ -98,7 +98,7 @@ def describe(whole: Source, parts: np.ndarray, k: int) -> FoldAssignment:
     index, data = whole.index, whole.fingerprint()
     digest = hashlib.sha256(data.encode() + parts.astype("<i4").tobytes()).hexdigest()
     counts = dict(zip(index.classes, _count_parts(index, parts, k).tolist(), strict=True))
-    return {"k": k, "images": len(index), "data": data, "digest": digest, "counts": counts}
+    return {"k": k, "images": len(index), "data": data, "parts_digest": digest, "counts": counts}
 
 
 def list_parts(whole: Source, parts: np.ndarray) -> dict[str, int]:

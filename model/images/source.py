@@ -26,7 +26,7 @@ class FoldAssignment(TypedDict):
     k: int
     images: int  # number of them
     data: str  # digest of all images
-    digest: str  # of the images and the part of each
+    parts_digest: str  # of the images and the part of each
     counts: dict[str, list[int]]  # class -> number of its images in each part
     parts: NotRequired[dict[str, int]]  # path below the dataset folder -> its part, from 1 on
 

@@ -13,6 +13,7 @@ from kit import ROOT, call, experiment, interrupt, make_dataset, tree, wait_for,
 from folder import aside
 from folder.identity import Identity, is_copy
 from folder.manifest import FORMAT, read_manifest, seal
+from utils import UserError
 
 TEMPLATE = {  # what the CS230 template leaves in a folder
     "metrics_val_best_weights.json": '{"accuracy": 0.9, "loss": 0.3}',
@@ -376,3 +377,11 @@ def test_a_restart_that_is_killed_keeps_the_old_attempt_in_one_piece(work, train
 def test_ids_are_random():
     assert len({Identity.make().id for _ in range(100)}) == 100
     assert read_manifest(Path("nowhere")) == {}
+
+
+def test_a_fold_of_format_1_has_a_digest_of_its_own_and_no_seal(tmp_path):
+    from folder.manifest import check_seal
+
+    check_seal(tmp_path / "fold.json", {"fold": [1, 3], "k": 3, "digest": "of the parts", "counts": {}})
+    with pytest.raises(UserError, match="damaged or edited"):
+        check_seal(tmp_path / "fold.json", {"fold": [1, 3], "format": 2, "id": "a", "digest": "of the parts"})

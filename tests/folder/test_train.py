@@ -289,7 +289,11 @@ def test_a_frozen_copy_can_run(tmp_path, data):
     assert interrupt(folder, data) == 143
     frozen = folder / "record/code/engine/session.py"
     frozen.write_text(frozen.read_text().replace('"continuing at', '"FROZEN continuing at'))
-    done = shell("train", "--data_dir", data, "--model_dir", folder, "--code", "folder")
+    flags = ["--data_dir", data, "--model_dir", folder, "--code", "folder"]
+    refused = shell("train", *flags)
+    assert refused.returncode == 2
+    assert "changed in record/code since you sealed it: engine/session.py" in refused.stderr
+    done = shell("train", *flags, "--trust")
     assert done.returncode == 0, done.stderr
     assert "FROZEN continuing" in done.stdout
 

@@ -159,7 +159,7 @@ def test_parts_have_the_sizes_of_scikit_learns_stratified_folds(k, counts):
     assert np.array(list(described["counts"].values())).T.tolist() == expected
     assert sorted(set(parts.tolist())) == list(range(1, k + 1))
     digest = hashlib.sha256(source.fingerprint().encode() + np.array(parts, "<i4").tobytes()).hexdigest()
-    assert described["digest"] == digest
+    assert described["parts_digest"] == digest
     assert described["images"] == len(labels)
 
 
