@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from folder.provenance import same
 from params import DEFAULTS, Params
-from utils import JsonObject
+from utils import JsonObject, UserError, command
 
 # Parameters that may change between two starts of a run: they decide how it is executed, not its result.
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 # Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
+
+# Parameters that no --accept changes within a run: the saved state, the history or the decoded images hang on them.
+FIXED = {"arch", "optimizer", "ema", "im_sz", "normalize", "n_clas", "best_metric"}
+
+
+def check_changeable(folder: Path, changes: Sequence[str], restart: str) -> None:
+    """UserError when one of `changes`, of changed_params, is of a parameter that stays as long as the run."""
+    fixed = [change for change in changes if change.partition(" ")[0] in FIXED]
+    if fixed:
+        base = command("python", "train.py", "--base", folder, "--model_dir", "NEW_FOLDER")
+        raise UserError(
+            f"{folder}: {'; '.join(fixed)}: this cannot change within a run. Put it back; or train it in a new folder, "
+            f"from these weights: {base} --restore_file {command(folder)}   or start over here: {restart}"
+        )
 
 
 def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> list[str]:

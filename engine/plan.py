@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import params as params_module
-from engine.changes import changed_params, drop_flags, fill_pinned, restart_words
+from engine.changes import changed_params, check_changeable, drop_flags, fill_pinned, restart_words
 from folder.arguments import Request
 from folder.aside import is_half_moved
 from folder.folder import Folder
@@ -213,6 +213,7 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
     if manifest.get("state_is_gone"):
         raise UserError(describe_lost_state(plan), EXIT_DAMAGED)
     check_own_files(plan.folder, plan.params.resolved(), plan.request)
+    check_changeable(plan.folder.path, changes, command(*plan.command, "--restart"))
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
         remarks += refuse(plan, "code", changed_files(plan.folder, resolved))

@@ -87,7 +87,11 @@ class State:
             self.ema.module.load_state_dict(saved["ema"])
         if self.scaler:
             self.scaler.load_state_dict(saved["scaler"])
+        # The buffers are the saved ones; rates, decay, betas are those of today's parameters, which may have changed.
+        options = [{key: group[key] for key in group.keys() - KEPT} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, given in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(given)
         restore_strides(self.optimizer)
 
     def _load_shards(self, shards: list[Shard]) -> None:
@@ -100,6 +104,9 @@ class State:
             setattr(self, name, total)
         for name in LISTS:
             setattr(self, name, [value.to(device) for shard in shards for value in shard[name]])
+
+
+KEPT = {"params", "lr"}  # of an optimizer's group, when a state is loaded; lr is set at each step
 
 
 def restore_strides(optimizer: torch.optim.Optimizer) -> None:

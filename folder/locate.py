@@ -80,8 +80,12 @@ def check_own_weights(folder: Folder, which: str) -> None:
 
 
 def weights_name(restore_file: str) -> str:
-    """A label for file names: best, last, or the stem of a path."""
-    return restore_file if restore_file in ("best", "last") else Path(restore_file).name.removesuffix(".safetensors")
+    """A label for file names: best or last of the folder itself; of a path its stem, with the experiment's name."""
+    if restore_file in ("best", "last"):
+        return restore_file
+    path = Path(restore_file)
+    stem = path.name.removesuffix(".safetensors")
+    return f"{path.resolve().parent.parent.name}_{stem}" if stem in ("best", "last") else stem
 
 
 def parse_split(name: str) -> str:

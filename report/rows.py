@@ -179,6 +179,8 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     history = read_checked_history(f"{path}/{HISTORY_JSON}")
     last = read_object(f"{path}/{METRICS_LAST}") or (validation_values(history[-1]) if history else {})
     test = read_rare_object(f"{path}/{METRICS_TEST}")
+    if test.get("epoch", best.get("epoch")) != best.get("epoch"):
+        test = {}  # measured before an extension: of weights that are no longer the best
     return Row(
         name=name,
         params=_compared_params(resolved, meta),

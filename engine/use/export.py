@@ -247,6 +247,8 @@ def metrics_table(folder: Folder, trained: Trained, valid: Images | None) -> str
     for split, num_images in (("val", len(valid) if valid else 0), ("test", count_images(folder, trained.name))):
         name = f"metrics_{split}_{trained.name}{'_weights' if split == 'val' else ''}.json"
         metrics: JsonObject = folder.read(name, {})
+        if metrics.get("epoch") != trained.epoch:
+            continue  # of other weights, or measured before an extension
         for key, value in metrics.items():
             if key == "epoch" or value is None:
                 continue

@@ -448,3 +448,33 @@ def test_own_files_of_the_folder(train, tmp_path):
     assert code == 0, printed
     assert "val_my_metric" in history(folder)[0]
     assert (folder / "record/code/experiment/net.py").exists()
+
+
+@pytest.mark.parametrize("change", ["--learning_rate=0.3", "--wd=0.5", "--momentum=0.1"])
+def test_an_accepted_parameter_acts_on_what_is_left(tmp_path, data, change):
+    plain, changed = (experiment(tmp_path / name, num_epochs=3) for name in ("plain", "changed"))
+    for folder, words in ((plain, []), (changed, [change, "--accept", "params"])):
+        assert call("train", "--data_dir", data, "--model_dir", folder, "--until", "1")[0] == 0
+        code, printed = call("train", "--model_dir", folder, *words)
+        assert code == 0, printed
+    assert history(plain)[0] | {"seconds": 0, "images_per_second": 0} == history(changed)[0] | {
+        "seconds": 0,
+        "images_per_second": 0,
+    }
+    assert weights(plain, "last") != weights(changed, "last")
+    if "learning_rate" in change:
+        assert history(changed)[1]["learning_rate"] == pytest.approx(6 * history(plain)[1]["learning_rate"])
+
+
+@pytest.mark.parametrize(
+    "change", ["--optimizer=adamw", "--ema=0.9", "--best_metric=f1", "--im_sz=24", "--normalize=imagenet"]
+)
+def test_what_cannot_change_within_a_run_is_refused_whatever_is_accepted(tmp_path, data, change):
+    folder = experiment(tmp_path / "x", num_epochs=3)
+    assert call("train", "--data_dir", data, "--model_dir", folder, "--until", "1")[0] == 0
+    before = tree(folder)
+    code, printed = call("train", "--model_dir", folder, change, "--accept", "params")
+    assert code == 2
+    assert "this cannot change within a run" in printed
+    assert tree(folder) == before
+    assert call("train", "--model_dir", folder)[0] == 0
