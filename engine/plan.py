@@ -212,8 +212,8 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
     # It continues: every change must be reported.
     if manifest.get("state_is_gone"):
         raise UserError(describe_lost_state(plan), EXIT_DAMAGED)
-    check_own_files(plan.folder, plan.params.resolved(), plan.request)
     check_changeable(plan.folder.path, changes, command(*plan.command, "--restart"))
+    check_own_files(plan.folder, plan.params.resolved(), plan.request)
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
         remarks += refuse(plan, "code", changed_files(plan.folder, resolved))

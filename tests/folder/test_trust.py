@@ -15,6 +15,7 @@ from kit import ROOT, call, experiment, make_dataset, shell, tree
 from engine.checkpoint import read_weights, weights_file
 from folder import trust
 from folder.folder import Folder
+from folder.manifest import seal as seal_record
 from folder.provenance import changed_files, check_frozen_code, references, snapshot
 from folder.trust import Consent, check_trust, make_key, read_key, seal, state_home
 from utils import UserError, cache_home
@@ -120,6 +121,11 @@ def test_a_key_that_others_can_read_or_that_is_none_is_one_line():
 
 
 def point_weights_to(folder: Path, arch: str) -> None:
+    """As who sends the folder can: the digests of its results, which hold no key, are made anew."""
+    meta = folder / "record/meta.json"
+    meta.write_text(
+        json.dumps(seal_record({key: value for key, value in json.loads(meta.read_text()).items() if key != "done"}))
+    )
     path = folder / "weights/best.safetensors"
     tensors, metadata = read_weights(path)
     path.write_bytes(weights_file(tensors, metadata | {"arch": arch}))

@@ -309,6 +309,8 @@ GUARDS = [
           f"{T}::test_what_python_compiled_earlier_does_not_run_in_place_of_what_is_sealed"),
     Guard("trust: compiled net", "utils.py", ", loader=_SourceLoader(module_name, str(path))", "",
           f"{T}::test_what_python_compiled_earlier_does_not_run_in_place_of_what_is_sealed"),
+    Guard("an accepted parameter acts", "engine/state.py", "            group.update(given)\n", "            pass\n", "tests/folder/test_train.py::test_an_accepted_parameter_acts_on_what_is_left"),
+    Guard("what cannot change within a run", "engine/changes.py", "    if fixed:\n", "    if False:\n", "tests/folder/test_train.py::test_what_cannot_change_within_a_run_is_refused_whatever_is_accepted"),
     Guard("trust: a continued training", "engine/plan.py", """    check_own_files(plan.folder, plan.params.resolved(), plan.request)\n    remarks""", "    remarks",
           f"{T}::test_a_strangers_interrupted_folder_is_not_continued_untold"),
     Guard("trust: a range test", "engine/plan.py", "        check_own_files(plan.folder, plan.params.resolved(), given)\n", "        pass\n",
