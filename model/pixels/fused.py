@@ -56,7 +56,9 @@ class FusedGather:
     def add_padding(self, arguments: Arguments, number: int) -> bool:
         rows = reflect_border(self.height, arguments["min_height"])
         columns = reflect_border(self.width, arguments["min_width"])
-        if self.steps and (len(rows), len(columns)) != (self.height, self.width):
+        if (len(rows), len(columns)) == (self.height, self.width):
+            return True  # nothing to add
+        if self.steps:
             return False
         self.padding += (len(columns) - self.width) // 2
         self.rows, self.columns = self.rows[rows], self.columns[columns]

@@ -184,6 +184,7 @@ def pieces(augment: Augment, store: torch.Tensor, rows: np.ndarray, epoch: int =
 @example((6, 6, 6, [("PadIfNeeded", 40, 40), ("HorizontalFlip", 0, 0), ("RandomCrop", 9, 9)]), 30, 1, False)
 @example((9, 9, 5, [("RandomResizedCrop", 7, 8), ("HorizontalFlip", 0, 0), ("CoarseDropout", 3, 20)]), 30, 0, False)
 @example((7, 7, 8, [("PadIfNeeded", 8, 8)]), 30, 0, False)  # a border on one side
+@example((4, 2, 1, [("RandomCrop", 1, 1), ("PadIfNeeded", 1, 1)]), 3, 0, False)  # nothing to pad after a crop
 @example((2, 2, 5, [("PadIfNeeded", 5, 5)]), 1, 0, False)  # fewer pixels in all than in a row of the window
 def test_one_gather_is_what_the_transforms_do_one_after_another(recipe, num, epoch, alternate):
     """From whichever place, by runs or by pixels, in small pieces or in one: to the bit."""
