@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from folder.provenance import same
 from params import DEFAULTS, Params
-from utils import JsonObject, UserError, command
+from utils import JsonObject
 
 # Parameters that may change between two starts of a run: they decide how it is executed, not its result.
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
@@ -18,15 +17,9 @@ NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
 FIXED = {"arch", "optimizer", "ema", "im_sz", "normalize", "n_clas", "best_metric"}
 
 
-def check_changeable(folder: Path, changes: Sequence[str], restart: str) -> None:
-    """UserError when one of `changes`, of changed_params, is of a parameter that stays as long as the run."""
-    fixed = [change for change in changes if change.partition(" ")[0] in FIXED]
-    if fixed:
-        base = command("python", "train.py", "--base", folder, "--model_dir", "NEW_FOLDER")
-        raise UserError(
-            f"{folder}: {'; '.join(fixed)}: this cannot change within a run. Put it back; or train it in a new folder, "
-            f"from these weights: {base} --restore_file {command(folder)}   or start over here: {restart}"
-        )
+def list_fixed(changes: Sequence[str]) -> list[str]:
+    """Those of `changes`, as changed_params gives them, that no --accept allows."""
+    return [change for change in changes if change.partition(" ")[0] in FIXED]
 
 
 def changed_params(new: Params, resolved: JsonObject, pinned: JsonObject) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import params as params_module
-from engine.changes import changed_params, check_changeable, drop_flags, fill_pinned, restart_words
+from engine.changes import changed_params, drop_flags, fill_pinned, list_fixed, restart_words
 from folder.arguments import Request
 from folder.aside import is_half_moved
 from folder.folder import Folder
@@ -207,12 +207,13 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
     # Nothing is left to do.
     if done and goes_no_further:
         if changes:
-            raise UserError(describe_other_params(plan, changes))
+            raise UserError(describe_other_params(plan, changes, "is done, with other parameters"))
         return replace(plan, verb="done")
     # It continues: every change must be reported.
     if manifest.get("state_is_gone"):
         raise UserError(describe_lost_state(plan), EXIT_DAMAGED)
-    check_changeable(plan.folder.path, changes, command(*plan.command, "--restart"))
+    if fixed := list_fixed(changes):
+        raise UserError(describe_other_params(plan, fixed, "holds a run, within which this cannot change"))
     check_own_files(plan.folder, plan.params.resolved(), plan.request)
     remarks = refuse(plan, "params", changes)
     if "code" not in plan.accepted:
@@ -267,8 +268,8 @@ def extended_length(plan: Plan, first: float, manifest: JsonObject) -> float:
 
 
 def new_folder_words(plan: Plan) -> list[str]:
-    """The command that trains the same request in a new folder."""
-    changes = plan.request.overrides.items()
+    """The command that trains the same request in a new folder. It repeats the overrides that the run recorded."""
+    changes = plan.overrides.items()
     overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes]
     place = ["--base", str(plan.folder.path), "--data_dir", str(plan.data_dir), "--model_dir", "NEW_FOLDER"]
     return ["python", "train.py", *place, *overrides]
@@ -284,10 +285,9 @@ def describe_lost_state(plan: Plan) -> str:
     )
 
 
-def describe_other_params(plan: Plan, changes: Sequence[str]) -> str:
-    path = plan.folder.path
+def describe_other_params(plan: Plan, changes: Sequence[str], reason: str) -> str:
     return (
-        f"{path} is done, with other parameters: {'; '.join(changes)}. Train the new ones in a "
+        f"{plan.folder.path} {reason}: {'; '.join(changes)}. Train the new ones in a "
         f"new folder: {command(*new_folder_words(plan))}   "
         f"or start over here (the old attempt is kept): {command(*restart_words(plan.request.argv), '--restart')}"
     )

@@ -16,7 +16,7 @@ from include import CHECKPOINTS, EXIT_DAMAGED, TENSORBOARD
 from utils import JsonObject, UserError, read_json, write_json
 
 LINKED = (CHECKPOINTS, TENSORBOARD)
-OWNER = "identity"  # in a target: {"id", "copied_from", "folder"}
+OWNER = "identity"  # in a target: {"id", "copied_from", "folder", "inode"}
 
 
 def target_of(link: Path) -> Path | None:
@@ -54,10 +54,16 @@ def check_owner(folder: Path, meta: JsonObject) -> None:
 
 
 def is_shared(folder: Path, meta: JsonObject) -> bool:
-    """True when a link leads to the target of a folder with the same id that still exists elsewhere."""
+    """True when a link leads to the target of another folder with the same id: one that exists elsewhere, or did.
+
+    A folder that was moved keeps its inode; where it has another one, it is a copy, whatever became of the original.
+    (One that was moved to another disk looks like a copy, too, and gets files of its own.)
+    """
     targets = {target_of(folder / name) for name in LINKED} - {None}
-    owners = [read_owner(target).get("folder") for target in targets if target]
-    return any(isinstance(owner, str) and holds_id(Path(owner), meta.get("id", ""), folder) for owner in owners)
+    owners = [read_owner(target) for target in targets if target]
+    places = [owner["folder"] for owner in owners if isinstance(owner.get("folder"), str)]
+    is_elsewhere = any(holds_id(Path(place), meta.get("id", ""), folder) for place in places)
+    return is_elsewhere or any("inode" in owner and owner["inode"] != folder.stat().st_ino for owner in owners)
 
 
 def is_copied(folder: Path, meta: JsonObject) -> bool:
@@ -88,8 +94,13 @@ def make_target(folder: Path, scratch: Path, identity: Identity) -> Path:
     return target
 
 
+def describe_place(folder: Path) -> JsonObject:
+    """Where a folder is, and its inode, which it keeps when it is moved and which a copy does not have."""
+    return {"folder": str(folder.resolve()), "inode": folder.stat().st_ino}
+
+
 def write_owner(folder: Path, target: Path, identity: Identity) -> None:
-    owner = {"id": identity.id, "copied_from": identity.copied_from, "folder": str(folder.resolve())}
+    owner = {"id": identity.id, "copied_from": identity.copied_from, **describe_place(folder)}
     if read_owner(target) != owner:
         write_json(target / OWNER, owner)
 
@@ -101,7 +112,7 @@ def copy_targets(folder: Path, identity: Identity) -> None:
         if not (link.is_symlink() and link.exists()):
             continue
         target = target_of(link)
-        if target and read_owner(target).get("folder") == str(folder.resolve()):
+        if target and describe_place(folder).items() <= read_owner(target).items():
             continue  # copied by an earlier start that was killed
         # copy it: beside the kit's own target, or into the folder for a link that somebody else made
         temporary = link.with_name(f".tmp-{name}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.checkpoint import read_weights
 from engine.use.inference import Weights
+from folder.console import break_hard_link
 from folder.folder import Folder, now
 from include import EXIT_DAMAGED, RECORD, TEST_LOOKS
 from report.json_files import count_looks
@@ -33,8 +34,7 @@ def record_look(folder: Path, look: Mapping[str, object], is_sealed: bool = Fals
     path = folder / TEST_LOOKS
     (folder / RECORD).mkdir(exist_ok=True)
     note_lost_looks(folder)
-    if path.exists() and path.stat().st_nlink > 1:  # a copy by hard links: the original's file must not grow
-        write_atomic(path, path.read_bytes())
+    break_hard_link(path)
     with open(path, "a+", encoding="utf-8") as file:
         # one process at a time, where the file system has locks
         with contextlib.suppress(OSError):

@@ -173,6 +173,25 @@ def test_a_new_folder_under_an_old_name_has_its_own_scratch(data, train, tmp_pat
     assert weights(kept) == weights(alone)
 
 
+@pytest.mark.parametrize("name", ["elsewhere", "under the old name"])
+def test_a_copy_takes_no_scratch_files_though_its_original_was_renamed(data, train, tmp_path, name):
+    first = experiment(tmp_path / "first", num_epochs=2)
+    train(first, "--scratch_dir", tmp_path / "disk", "--until", 1)
+    copy = Path(shutil.copytree(first, tmp_path / "copy", symlinks=True))
+    renamed = first.rename(tmp_path / "renamed")
+    copy = copy.rename(first) if name == "under the old name" else copy
+    place = Path(os.path.realpath(renamed / "checkpoints"))
+    before = tree(place)
+    assert train(copy, "--num_epochs=3", "--learning_rate=0.3", "--accept", "params")[0] == 0
+    assert tree(place) == before
+    assert train(renamed)[0] == 0
+    assert len(read(renamed, "history.json")) == 2
+    alone = experiment(tmp_path / "alone", num_epochs=2)
+    assert train(alone)[0] == 0
+    assert weights(renamed) == weights(alone)
+    assert read(copy)["copied_from"] == read(renamed)["id"] != read(copy)["id"]
+
+
 def test_a_restart_leaves_the_old_scratch_files(work, train):
     folder = work / "scratch"
     assert train(folder, "--extend", 1)[0] == 0  # recorded here

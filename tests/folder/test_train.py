@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -475,6 +476,19 @@ def test_what_cannot_change_within_a_run_is_refused_whatever_is_accepted(tmp_pat
     before = tree(folder)
     code, printed = call("train", "--model_dir", folder, change, "--accept", "params")
     assert code == 2
-    assert "this cannot change within a run" in printed
+    assert "holds a run, within which this cannot change" in printed
+    assert f"--data_dir {data} --model_dir NEW_FOLDER {change}" in printed
     assert tree(folder) == before
     assert call("train", "--model_dir", folder)[0] == 0
+
+
+def test_the_way_into_a_new_folder_repeats_what_was_recorded(tmp_path, data):
+    folder = experiment(tmp_path / "x", num_epochs=1)
+    assert call("train", "--data_dir", data, "--model_dir", folder, "--learning_rate=0.2")[0] == 0
+    code, printed = call("train", "--model_dir", folder, "--wd=0.1")
+    assert code == 2
+    words = shlex.split(printed[printed.index("python train.py --base") :].partition("   or ")[0])
+    new = tmp_path / "new"
+    assert call("train", *[str(new) if word == "NEW_FOLDER" else word for word in words[2:]])[0] == 0
+    resolved = json.loads((new / "record/resolved.json").read_text())
+    assert (resolved["learning_rate"], resolved["wd"]) == (0.2, 0.1)

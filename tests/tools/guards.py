@@ -37,6 +37,8 @@ GUARDS = [
           f"{IDENTITY}::test_records_of_another_folder_are_not_taken_up"),
     Guard("results without state", "folder/records.py", "    if not (results or gone):", "    if True:",
           f"{IDENTITY}::test_results_without_state_are_not_overwritten"),
+    Guard("a copy whose original was renamed", "folder/scratch.py", 'owner["inode"] != folder.stat().st_ino', "False", f"{IDENTITY}::test_a_copy_takes_no_scratch_files_though_its_original_was_renamed"),
+    Guard("a way out repeats recorded overrides", "engine/plan.py", "    changes = plan.overrides.items()\n", "    changes = plan.request.overrides.items()\n", "tests/folder/test_train.py::test_the_way_into_a_new_folder_repeats_what_was_recorded"),
     Guard("a copy has its own scratch files", "engine/session.py", "        if plan.is_copy:\n", "        if False:\n",
           f"{IDENTITY}::test_a_copy_does_not_share_the_scratch_disk"),
     Guard("scratch names are random", "folder/scratch.py", "-{secrets.token_hex(4)}", "", f"{IDENTITY}::test_a_new_folder_under_an_old_name_has_its_own_scratch"),
@@ -310,7 +312,7 @@ GUARDS = [
     Guard("trust: compiled net", "utils.py", ", loader=_SourceLoader(module_name, str(path))", "",
           f"{T}::test_what_python_compiled_earlier_does_not_run_in_place_of_what_is_sealed"),
     Guard("an accepted parameter acts", "engine/state.py", "            group.update(given)\n", "            pass\n", "tests/folder/test_train.py::test_an_accepted_parameter_acts_on_what_is_left"),
-    Guard("what cannot change within a run", "engine/changes.py", "    if fixed:\n", "    if False:\n", "tests/folder/test_train.py::test_what_cannot_change_within_a_run_is_refused_whatever_is_accepted"),
+    Guard("what cannot change within a run", "engine/plan.py", "    if fixed := list_fixed(changes):\n", "    if fixed := []:\n", "tests/folder/test_train.py::test_what_cannot_change_within_a_run_is_refused_whatever_is_accepted"),
     Guard("trust: a continued training", "engine/plan.py", """    check_own_files(plan.folder, plan.params.resolved(), plan.request)\n    remarks""", "    remarks",
           f"{T}::test_a_strangers_interrupted_folder_is_not_continued_untold"),
     Guard("trust: a range test", "engine/plan.py", "        check_own_files(plan.folder, plan.params.resolved(), given)\n", "        pass\n",
@@ -338,7 +340,7 @@ GUARDS = [
     Guard("sealed: pinned", "engine/plan.py", """    if plan.params.test != (pinned""", """    if False and plan.params.test != (pinned""",
           f"{M}::test_it_is_pinned_at_the_first_start"),
     Guard("looks: a lost list", "engine/use/looks.py", "    note_lost_looks(folder)\n", "", f"{M}::test_a_list_that_was_removed_counts_as_a_look"),
-    Guard("looks: hard links", "engine/use/looks.py", "path.stat().st_nlink > 1:", "False:",
+    Guard("looks: hard links", "engine/use/looks.py", "    break_hard_link(path)\n", "",
           f"{M}::test_a_copy_by_hard_links_leaves_the_list_of_the_original_alone"),
 ]  # fmt: skip
 
