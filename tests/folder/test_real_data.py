@@ -31,6 +31,7 @@ RECORD = {
     "augm.json",
     "stdout.txt",
     "stderr.txt",
+    "trust.json",
 }
 TESTED = {"metrics_test_best.json", "evaluation"}
 EVALUATION = {
@@ -40,6 +41,7 @@ EVALUATION = {
     "confusion_matrix.png",
     "predictions.csv",
     "top_losses.png",
+    "origin.json",
 }
 
 

@@ -113,8 +113,13 @@ def test_metrics_are_those_of_the_tree_and_mistakes_of_the_copy_are_one_line(fol
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
     code, printed = call("evaluate", "--model_dir", folder)
     assert code == 3, printed
+    assert "is not what the run wrote" in printed.splitlines()[-1]
+    # weights from elsewhere: the copy reads them, and says what is wrong
+    damaged = shutil.copy(weights, folder.parent / "damaged.safetensors")
+    code, printed = call("evaluate", "--model_dir", folder, "--restore_file", damaged)
+    assert code == 3, printed
     assert "does not have the recorded digest" in printed.splitlines()[-1]
-    code, printed = call("predict", "--model_dir", folder, "no such file.png")
+    code, printed = call("predict", "--model_dir", folder, "--restore_file", damaged, "no such file.png")
     assert code == 3, printed
     (folder / "record/code/evaluate.py").unlink()
     (folder / "record/code/engine/use/frozen.py").unlink()

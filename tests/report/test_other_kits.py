@@ -46,6 +46,14 @@ def test_every_key_with_another_name_is_said_at_once(cs230):
     folder = cs230 / "learning_rate" / "learning_rate_0.01"
     before = tree(cs230)
     code, out = call("train", "--data_dir", "nowhere", "--model_dir", folder)
+    assert (code, "holds results" in out) == (3, True)
+    assert tree(cs230) == before
+    # its params.json alone
+    fresh = cs230 / "fresh"
+    fresh.mkdir()
+    (fresh / "params.json").write_bytes((folder / "params.json").read_bytes())
+    before = tree(cs230)
+    code, out = call("train", "--data_dir", "nowhere", "--model_dir", fresh)
     assert code == 2
     assert '2 unknown keys: "dropout_rate": did you mean \'ps\'?; "num_channels": did you mean' in out
     assert tree(cs230) == before
