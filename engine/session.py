@@ -257,11 +257,11 @@ class Session:
             for observer in self.observers:
                 observer.epoch(event, self.state.history)
         else:
-            if save:
-                self._commit(shards=shards)
-            if isinstance(event, Step) and event.due:
+            if isinstance(event, Step) and event.due:  # before the commit: killed between them, a step is shown again
                 for observer in self.observers:
                     observer.step(event)
+            if save:
+                self._commit(shards=shards)
         self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
 
     def _commit(self, epoch: Epoch | None = None, shards: list[Shard] | None = None) -> None:

@@ -177,7 +177,7 @@ def test_the_code_of_the_beginning_is_what_runs(data, tmp_path):
 
 
 def test_two_searches_of_one_parent(data, tmp_path):
-    folder = parent(tmp_path / "p", num_epochs=30)
+    folder = parent(tmp_path / "p", num_epochs=1000)  # longer than any start of the second search
     first = start(data, folder)
     wait_until(lambda: states(folder), first)
     code, printed = search(data, folder)
