@@ -147,6 +147,7 @@ def main(argv: list[str]) -> int:
             write_json(folder.path / FOLDS, assignment)
         # training, then tables and pictures
         train_children(search, args.fail_fast, args.json)
+        search.children.complete_ends()
         from report.write_results import write_results
 
         written = write_results(folder.path)

@@ -1,5 +1,6 @@
 """The child folders of a search: writing them, finding them again by name or by content, reading their progress."""
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import params as params_module
+from engine.use.repair import repair
 from folder.folder import Folder
 from folder.history import (
     is_minimized,
@@ -127,6 +129,13 @@ class Children:
             child.message = status["message"]
         else:
             progress.state = "paused" if manifest else "new"
+
+    def complete_ends(self) -> None:
+        """Have each child that is done say so: it may have been killed after its last commit, before it could."""
+        for child in self.by_name.values():
+            if child.state == "done" and child.folder.status()["state"] != "done":
+                with contextlib.suppress(UserError), child.folder.locked():  # busy: it is about to say so itself
+                    repair(child.folder)
 
     def _values(self, trial: Trial, name: str) -> Values:
         """params.json of a child: everything merged, and the experiment's own files as their frozen copies."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from folder.folder import Folder
 from folder.history import best_row, history_csv, recorded_minimized
-from folder.records import find_changed_results
-from include import EXIT_DAMAGED, HISTORY_CSV, METRICS_BEST, METRICS_LAST
+from folder.records import find_changed_results, read_progress
+from include import EXIT_DAMAGED, HISTORY_CSV, METRICS_BEST, METRICS_LAST, TRAIN_HISTORY_PNG
 from utils import UserError, reference_name
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 
 def is_whole(folder: Folder) -> bool:
+    """True when a finished folder says that it is done, and its results are whole."""
+    return folder.status()["state"] == "done" and has_whole_results(folder)
+
+
+def has_whole_results(folder: Folder) -> bool:
     """True when no derived file is missing, cut off, or not what the run recorded at its end."""
     try:
         if find_changed_results(folder):
@@ -43,6 +48,26 @@ def has_promised_length(path: Path) -> bool:
 
 
 def repair(folder: Folder) -> list[str]:
+    """Complete what a finished run left undone when it was killed, or lost since. Returns remarks for the user."""
+    remarks = [] if has_whole_results(folder) else rewrite_results(folder)
+    if folder.status()["state"] != "done":
+        end_history(folder)
+    return remarks
+
+
+def end_history(folder: Folder) -> None:
+    """Draw the last figure and write in status.json that the run is done, as its process did not live to do."""
+    from report.figures import save_history_figure
+
+    history = folder.history()
+    metric = reference_name(folder.resolved()["best_metric"])
+    if best := best_row(history, metric, recorded_minimized(folder.meta())):
+        save_history_figure(folder.path / TRAIN_HISTORY_PNG, history, metric, best["epoch"])
+    last = read_progress(folder)["last"]
+    folder.write_status("done", **{key: last[key] for key in ("epoch", "step") if key in last})
+
+
+def rewrite_results(folder: Folder) -> list[str]:
     """Rewrite the derived files of a finished run from its state. Returns remarks for the user."""
     from engine.checkpoint import Checkpoints
 

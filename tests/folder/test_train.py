@@ -10,9 +10,10 @@ import time
 import weakref
 
 import pytest
-from kit import ROOT, call, experiment, history, interrupt, make_dataset, shell, tree, weights
+from kit import ROOT, call, experiment, gone_pid, history, interrupt, make_dataset, shell, tree, weights
 
 from engine import session
+from utils import write_json
 
 EXPECTED = [
     "batch_train.png",
@@ -95,6 +96,19 @@ def test_done_is_said_and_nothing_is_touched(train, tmp_path):
     assert code == 0
     assert "is done" in printed
     assert tree(folder) == before
+
+
+def test_a_run_that_was_killed_after_its_last_commit_says_that_it_is_done(train, tmp_path):
+    folder = experiment(tmp_path / "e")
+    train(folder)
+    path = folder / "record/status.json"
+    ended = json.loads(path.read_text())
+    write_json(path, ended | {"state": "running", "epoch": 0, "step": 0, "pid": gone_pid()})
+    (folder / "train_history.png").unlink()
+    assert "is done" in train(folder)[1]
+    status = json.loads(path.read_text())
+    assert all(status[key] == ended[key] for key in ("state", "epoch", "step"))
+    assert (folder / "train_history.png").exists()
 
 
 def test_done_with_other_parameters_is_refused_with_both_ways_out(train, tmp_path):

@@ -13,9 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kit import ROOT, call, copy_kit, experiment, history, shell, tree, weights
+from kit import ROOT, call, copy_kit, experiment, gone_pid, history, shell, tree, weights
 
 from folder.lock import is_alive
+from utils import write_json
 
 SMALL = {"arch": "lenet", "arch_args": {}, "im_sz": 16, "batch_size": 16, "num_epochs": 1, "precision": "fp32"}
 RATES = [0.001, 0.01, 0.1]
@@ -209,6 +210,17 @@ def test_a_child_that_somebody_else_trains_is_waited_for(data, tmp_path):
     assert other.wait(timeout=60) == 0, printed
     assert states(folder) == {"learning_rate_0.01": "done"}
     assert len(json.loads((child / "record/meta.json").read_text())["sessions"]) == 1
+
+
+def test_a_child_that_was_killed_before_it_said_that_it_is_done_says_so(data, tmp_path):
+    folder = parent(tmp_path / "p", {"learning_rate": [0.01]})
+    assert search(data, folder)[0] == 0
+    path = folder / "learning_rate_0.01/record/status.json"
+    write_json(path, json.loads(path.read_text()) | {"state": "running", "pid": gone_pid()})
+    code, printed = search(data, folder)
+    assert code == 0, printed
+    assert states(folder) == {"learning_rate_0.01": "done"}
+    assert "killed at" not in printed
 
 
 def test_children_start_from_given_weights(searched, data, tmp_path):

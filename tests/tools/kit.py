@@ -127,3 +127,9 @@ def history(folder: Path) -> list[dict]:
 
 def weights(folder: Path, which: str = "best") -> bytes:
     return (folder / "weights" / f"{which}.safetensors").read_bytes()
+
+
+def gone_pid() -> int:
+    """The pid of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
