@@ -9,15 +9,13 @@ recorded, and tables show the number of looks: choose by the validation metrics.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from folder.arguments import Parser
+from engine.use.request import EvaluationRequest, evaluate_parser
 from folder.folder import Folder
 from folder.locate import find_trained_data, parse_split
 from folder.provenance import MARKER, check_frozen_code, pick_code
@@ -27,54 +25,12 @@ from utils import JsonObject, UserError, reference_name, run_script, to_json, wr
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     from engine.protocols import Loader
     from engine.use.evaluation import Computed
-    from engine.use.inference import Trained
     from params import Params
-
-
-def make_parser() -> Parser:
-    parser = Parser("evaluate.py", __doc__)
-    add = parser.add_argument
-    add("folder", nargs="?", help="the experiment folder (the same as --model_dir)")
-    add("--model_dir", metavar="M", help="the experiment folder, trained")
-    add("--data_dir", metavar="D", help="dataset folder (default: the one it was trained with)")
-    add("--restore_file", metavar="W", default="best", help="weights: best (default), last or a file")
-    add("--split", default="test", help="test (default), valid or train (without augmentation)")
-    add("--out", type=Path, metavar="DIR", help="write there instead of into the experiment folder")
-    add("--cache_dir", type=Path, metavar="DIR", help="for decoded images (default: .cache beside the data)")
-    add("--code", choices=["folder", "tree"], help="whose code computes (default: the folder's, if the tree's changed)")
-    add("--trust", action="store_true", help="run the code that the folder brings, though it is not sealed as yours")
-    add("--logits", type=Path, metavar="FILE", help=argparse.SUPPRESS)  # asked of a frozen copy: engine/use/frozen.py
-    add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
-    parser.epilog = (
-        'Parameters that do not change the net can be given: --bs_test=64 --device=cpu --metrics=\'["f1", "auc"]\''
-    )
-    return parser
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """The request of the command line."""
-
-    split: str
-    restore_file: str  # weights: best, last or a file
-    data_dir: str | None
-    out: Path | None  # where to write, when not into the experiment folder
-    cache_dir: Path | None
-    code: str  # whose code computes: tree or folder
-    consent: Consent  # to code that is not sealed as this user's
-    overrides: JsonObject  # the parameters of the command line
-
-    def words(self, folder: Folder) -> list[str]:
-        """The same request to a frozen copy, apart from parameters."""
-        data_dir = find_trained_data(folder, self.data_dir)
-        words = ["--model_dir", str(folder.path), "--data_dir", str(data_dir)]
-        words += ["--split", self.split, "--restore_file", self.restore_file]
-        return words + (["--cache_dir", str(self.cache_dir)] if self.cache_dir else [])
 
 
 def evaluate(folder: Folder, request: EvaluationRequest) -> JsonObject:
     """Weights -> logits of every image -> metrics, the record of the look, tables and pictures."""
-    from engine.use import looks
+    from engine.use import looks, other_data
     from engine.use.evaluation import class_table, measure, output_paths, show_in_tensorboard, write_evaluation
     from engine.use.frozen import compute_logits
     from engine.use.inference import check_classes, find_trained, load_params
@@ -89,40 +45,51 @@ def evaluate(folder: Folder, request: EvaluationRequest) -> JsonObject:
     overrides = looks.recorded_overrides(folder, look, request.overrides)
     files = output_paths(folder.path, request.out, request.split, weights.name)
     result = {"split": request.split, "weights": str(weights.path), "epoch": weights.epoch}
-    result |= {"files": {name: str(path) for name, path in files.items()}}
     if look and not request.data_dir and all(path.exists() for path in files.values()):
         say(looks.describe_recorded(look, files))
-        return result | {"metrics": look["metrics"], "looks": 1, "code": look["code"]}
+        return result | {"files": name_files(files), "metrics": look["metrics"], "looks": 1, "code": look["code"]}
     # Build everything that the evaluation needs, and run the net over the split. Nothing has been written yet.
     params = load_params(folder, overrides, weights.kit["resize"], request.consent)
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     if request.code == "folder":
-        computed = compute_logits(folder.path, request.words(folder), overrides)
+        computed = compute_logits(folder.path, request.words(folder, request.split), overrides)
         say(computed.description)
     else:
         computed = compute(folder, request, params, overrides)
+    # Numbers of other data than that of the training are kept apart; no sealed test split is looked at with it.
+    data_dir = find_trained_data(folder, request.data_dir)
+    is_other = not look and is_other_data(folder, request, params, computed)
+    if is_other:
+        other_data.check_seal(folder, data_dir)
+        say(other_data.describe(folder.path, data_dir, request.split))
+        place = request.out or other_data.place_for(folder.path, data_dir, computed.fingerprint)
+        files = output_paths(folder.path, place, request.split, weights.name)
     values = measure(metrics, computed.outputs.logits, computed.outputs.labels)
     # Record a look at the test split before anybody sees its numbers.
     num_looks = None
+    origin: JsonObject = {"data": computed.fingerprint, "code": request.code}
+    origin |= {"other_data": str(data_dir.absolute())} if is_other else {}
     if is_test:
-        facts = {"restore_file": request.restore_file, "data": computed.fingerprint, "code": request.code}
-        values, num_looks = looks.count_look(folder, weights, facts | {"metrics": values}, look, overrides)
+        facts = {"restore_file": request.restore_file, **origin, "metrics": values}
+        values, num_looks = looks.count_look(folder, weights, facts, look, overrides)
     # Write metrics, tables and pictures.
     shown = {name: f"{name} {value:.4f}" for name, value in values.items() if value is not None}
     best = shown.get(reference_name(params.best_metric), "")
-    title = f"{request.split}: {best}, {computed.num_images} images"
-    lines = write_evaluation(files["evaluation"], computed, title)
-    origin = {"weights": weights.kit["digest"], "data": computed.fingerprint, "code": request.code}
-    write_json(files["evaluation"] / "origin.json", origin)
+    lines = write_evaluation(files["evaluation"], computed, f"{request.split}: {best}, {computed.num_images} images")
+    write_json(files["evaluation"] / "origin.json", {"weights": weights.kit["digest"], **origin})
     write_json(files["metrics"], ({"epoch": weights.epoch} if weights.epoch else {}) | values)
-    if "tensorboard" in params.observers and request.out is None:
+    if "tensorboard" in params.observers and request.out is None and not is_other:
         show_in_tensorboard(folder.path, files["evaluation"], request.split, weights.epoch or 0)
     # Print the table, the metrics, the looks and the paths.
     say(f"\n{class_table(lines, at_most=20)}\n\n{request.split}: {', '.join(shown.values())}")
-    if num_looks:
-        say(looks.describe_number(num_looks))
+    if is_test:
+        say(looks.describe_number(num_looks, is_other))
     say("\n".join(f"{name:10} {path}" for name, path in files.items()))
-    return result | {"metrics": values, "looks": num_looks, "code": request.code}
+    return result | {"files": name_files(files), "metrics": values, "looks": num_looks, "code": request.code}
+
+
+def name_files(files: dict[str, Path]) -> JsonObject:
+    return {name: str(path) for name, path in files.items()}
 
 
 def compute(folder: Folder, request: EvaluationRequest, params: Params, overrides: JsonObject) -> Computed:
@@ -133,23 +100,49 @@ def compute(folder: Folder, request: EvaluationRequest, params: Params, override
     from model.tta import average_views
 
     trained = load_trained(folder, request.restore_file, make_net, average_views, overrides, request.consent)
-    loader = fetch_split(request, find_trained_data(folder, request.data_dir), params, trained)
+    place = {"device": trained.device, "cache_dir": request.cache_dir, "pinned": trained.pinned}
+    loader = fetch_split(request.split, find_trained_data(folder, request.data_dir), params, place)
     description = f"{trained.description}\n{loader.description}"
     request.consent.say(description)
     return Computed.of(collect_outputs(trained, loader), loader, description)
 
 
-def fetch_split(request: EvaluationRequest, data_dir: Path, params: Params, trained: Trained) -> Loader:
+def fetch_split(split: str, data_dir: Path, params: Params, place: JsonObject) -> Loader:
     """The loader of the split, which gives each image once and as evaluation sees it."""
     from model.data_loader import fetch_dataloader
 
-    split = request.split
     if split == "train":  # the images that are trained with, without the augmentation of training
         params = params.replace(
             augment="none", mixup=0, cutmix=0, sampler="shuffle", accumulate=1, batch_size=params.bs_test
         )
-    place = {"device": trained.device, "cache_dir": request.cache_dir, "pinned": trained.pinned}
     return fetch_dataloader([split], data_dir, params, **place)[split]
+
+
+def is_other_data(folder: Folder, request: EvaluationRequest, params: Params, computed: Computed | None) -> bool:
+    """True when the dataset is not the one of the training, by the content of its images."""
+    from engine.use.other_data import is_trained_data
+
+    data_dir = find_trained_data(folder, request.data_dir)
+    place = {"cache_dir": request.cache_dir, "pinned": folder.resolved()["pinned"]}
+    own = params if params.cache == "jpeg" else params.replace(cache="off")  # the digests of the images are enough
+
+    def fingerprint(split: str) -> str:
+        if computed and split == request.split:
+            return computed.fingerprint
+        return fetch_split(split, data_dir, own, place).fingerprint
+
+    return not is_trained_data(folder, request, fingerprint)
+
+
+def refuse_other_data(folder: Folder, request: EvaluationRequest) -> None:
+    """UserError for other data: a frozen copy of 0.1.0 would write its numbers as the folder's own."""
+    from engine.use.inference import load_params
+
+    params = load_params(folder, request.overrides, folder.resolved()["resize"], request.consent)
+    if is_other_data(folder, request, params, None):
+        raise UserError(
+            f"{folder.path} was trained with other data, and by 0.1.0: give --code tree to measure this data"
+        )
 
 
 def write_logits(folder: Folder, request: EvaluationRequest, file: Path) -> int:
@@ -166,7 +159,7 @@ def write_logits(folder: Folder, request: EvaluationRequest, file: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    args, overrides = make_parser().parse(argv)
+    args, overrides = evaluate_parser(__doc__).parse(argv)
     if not (args.model_dir or args.folder):
         raise UserError("which experiment? give --model_dir M")
     folder = Folder(args.model_dir or args.folder)
@@ -182,6 +175,7 @@ def main(argv: list[str]) -> int:
 
         check_frozen_code(folder.path, consent)
         if not knows_logits(folder.path):
+            refuse_other_data(folder, request)
             return run_instead(folder.path, "evaluate.py", argv)
     result = evaluate(folder, request)
     if args.json:

@@ -1,7 +1,8 @@
 """record/test_looks.jsonl: one line for each look at the test split, written before anybody sees its numbers.
 
 {"time", "weights" (digest), "restore_file", "data" (fingerprint), "code" (tree, or folder: frozen), "metrics"},
-and "overrides" where the command line changed the metrics or the views. With "test": "sealed" there is one look.
+"overrides" where the command line changed the metrics or the views, and "other_data" (its place) where the data was not
+that of the training: such a look is recorded and not counted. With "test": "sealed" there is one look.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ HOW = 'the test split is sealed ("test": "sealed"): one look'
 DECIDING = ("metrics", "tta")  # parameters that may be given to evaluate.py and change its numbers
 
 
-def record_look(folder: Path, look: Mapping[str, object], is_sealed: bool = False) -> int:
+def record_look(folder: Path, look: Mapping[str, object], once: bool = False) -> int:
     """Append a look. Returns the number of looks so far, this one included.
 
-    UserError when `is_sealed` and another process looked with other weights meanwhile.
+    UserError when `once` is given and another process looked with other weights meanwhile.
     """
     path = folder / TEST_LOOKS
     (folder / RECORD).mkdir(exist_ok=True)
@@ -39,7 +40,7 @@ def record_look(folder: Path, look: Mapping[str, object], is_sealed: bool = Fals
         # one process at a time, where the file system has locks
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        if is_sealed:
+        if once:
             check_same_weights(folder, read_looks(folder), str(look["weights"]))
         is_torn = path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         file.write(("\n" if is_torn else "") + json.dumps(look, ensure_ascii=False, allow_nan=False) + "\n")
@@ -75,12 +76,16 @@ def read_looks(folder: Path) -> list[JsonObject]:
 # --- "test": "sealed" -----------------------------------------------------------------------------------
 
 
+def is_sealed(folder: Folder) -> bool:
+    return folder.resolved().get("test") == SEALED
+
+
 def find_sealed_look(folder: Folder, weights: Weights) -> JsonObject | None:
     """The one look of a sealed test split; None before it, and where looks are only counted.
 
     UserError when it was at other weights.
     """
-    if folder.resolved().get("test") != SEALED:
+    if not is_sealed(folder):
         return None
     looks = read_looks(folder.path)
     lost = [str(look["lost"]) for look in looks if "lost" in look]
@@ -141,10 +146,11 @@ def count_look(
         return look["metrics"], 1
     new = {"time": now(), "weights": weights.kit["digest"], **facts}
     new |= {"overrides": given} if (given := deciding(overrides)) else {}
-    return facts["metrics"], record_look(folder.path, new, folder.resolved().get("test") == SEALED)
+    return facts["metrics"], record_look(folder.path, new, is_sealed(folder))
 
 
-def describe_number(num_looks: int) -> str:
-    return f"look {num_looks} at this test set" + (
-        ": choose by validation metrics, not by these" if num_looks > 3 else ""
-    )
+def describe_number(num_looks: int | None, is_other: bool) -> str:
+    if is_other:
+        return "other data: this look is recorded, and not counted as one at the folder's test set"
+    many = ": choose by validation metrics, not by these" if num_looks and num_looks > 3 else ""
+    return f"look {num_looks} at this test set{many}"

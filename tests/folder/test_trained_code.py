@@ -4,10 +4,12 @@ at once."""
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
-from kit import ROOT, call, experiment, make_dataset, tree
+from kit import ROOT, call, copy_kit, experiment, make_dataset, tree
 
 from engine.use import evaluation, looks
 from folder.folder import Folder
@@ -238,11 +240,94 @@ def test_the_one_look_is_at_one_set_of_images(folders, world):
     assert len(read_looks(folder)) == 1
 
 
+def test_other_data_does_not_spend_the_one_look(folders, world):
+    folder = folders / "sealed"
+    other = make_dataset(folders / "other", per_class=7)
+    before = tree(folder)
+    code, printed = look_at(folder, "--data_dir", other)
+    assert code == 2, printed
+    assert "The look is not spent" in printed.splitlines()[-1]
+    assert tree(folder) == before
+    # the way out that is named works, and gives what the folder's own data gives
+    assert f"--data_dir ({world / 'data'} when" in printed
+    assert look_at(folder, "--data_dir", world / "data")[0] == 0
+    _, own = measure(folders / "m", folders / "o", "--data_dir", world / "data")
+    (look,) = read_looks(folder)
+    assert look["data"] == read_looks(folders / "m")[0]["data"]
+    assert look["metrics"].keys() > own["metrics"].keys() - {"f1"}
+
+
+# --- other data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_numbers_of_other_data_are_not_the_folders_own(folders, world, split):
+    folder = folders / "m"
+    other = make_dataset(folders / "other data", per_class=7)
+    assert look_at(folder, "--split", split)[0] == 0
+    before = tree(folder)
+    code, printed = look_at(folder, "--data_dir", other, "--split", split)
+    assert code == 0, printed
+    assert f"these numbers are not the folder's {split} metrics" in printed
+    after = tree(folder)
+    new = {name for name in after if after[name] != before.get(name)}
+    assert {name.split("/")[0] for name in new - {"record/test_looks.jsonl"}} == {"other_data"}
+    (place,) = (folder / "other_data").iterdir()
+    assert place.name.startswith("other_data_")
+    assert (place / f"metrics_{split}_best.json").exists()
+    # it is recorded, and not counted
+    if split == "test":
+        own, added = read_looks(folder)
+        assert "other_data" not in own
+        assert added["other_data"] == str(other)
+        assert "look 2 at" in look_at(folder)[1]
+    # a new attempt does not inherit it
+    code, printed = call("train", "--data_dir", world / "data", "--model_dir", folder, "--restart")
+    assert code == 0, printed
+    assert not (folder / "other_data").exists()
+    assert (folder / "attempts/1/other_data").exists()
+
+
+@pytest.mark.parametrize("how", ["moved", "without its cache", "one image more"])
+def test_the_same_data_elsewhere_is_the_folders_own(folders, world, how):
+    """One image more in train: valid is what it was, and so the data is known."""
+    folder, moved = folders / "m", folders / "moved"
+    shutil.copytree(world / "data", moved)
+    cache = ["--cache_dir", folders / "cache"] if how == "without its cache" else []
+    if how == "one image more":
+        image = moved / "train/class_0/000.png"
+        shutil.copy(image, image.with_name("more.png"))
+    code, printed = look_at(folder, "--data_dir", moved, *cache)
+    assert code == 0, printed
+    assert "other data" not in printed
+    assert not (folder / "other_data").exists()
+    assert (folder / "metrics_test_best.json").exists()
+
+
+def test_data_is_recognised_where_the_tree_splits_in_another_way(folders, world):
+    """The folder's copy of the code says which data it is."""
+    data = shutil.copytree(world / "data", folders / "data")
+    shutil.rmtree(data / "valid")
+    kit = copy_kit(folders / "kit")
+    subsets = kit / "model/images/subsets.py"
+    assert subsets.read_text().count("is_valid[members[:count]]") == 1
+    subsets.write_text(subsets.read_text().replace("is_valid[members[:count]]", "is_valid[members[-count:]]"))
+    folder = experiment(folders / "n", num_epochs=1)
+    words = [sys.executable, kit / "train.py", "--data_dir", data, "--model_dir", folder]
+    assert subprocess.run(words).returncode == 0
+    code, printed = look_at(folder)
+    assert code == 0, printed
+    assert "model/images/subsets.py changed since the training" in printed
+    assert "other data" not in printed
+    code, printed = look_at(folder, "--code", "tree")
+    assert "other data" in printed
+
+
 def test_two_looks_at_once_with_other_weights_are_not_both_taken(folders):
     """The second process had found no look when it began."""
-    looks.record_look(folders / "sealed", {"weights": "a", "time": "today", "restore_file": "best"}, is_sealed=True)
+    looks.record_look(folders / "sealed", {"weights": "a", "time": "today", "restore_file": "best"}, once=True)
     with pytest.raises(UserError, match="taken at other weights 'best' on today"):
-        looks.record_look(folders / "sealed", {"weights": "b"}, is_sealed=True)
+        looks.record_look(folders / "sealed", {"weights": "b"}, once=True)
     assert len(read_looks(folders / "sealed")) == 1
 
 

@@ -33,6 +33,9 @@ C, B = "tests/unit/test_cache.py", "tests/unit/test_build_dataset.py"
 T, M = "tests/folder/test_trust.py", "tests/folder/test_trained_code.py"
 IDENTITY = "tests/folder/test_identity.py"
 GUARDS = [
+    Guard("the seal is spent on the data of the training alone", "evaluate.py", "        other_data.check_seal(folder, data_dir)\n", "", f"{M}::test_other_data_does_not_spend_the_one_look"),
+    Guard("numbers of other data are kept apart", "engine/use/other_data.py", "    if not compared or any(", "    if True or any(", f"{M}::test_numbers_of_other_data_are_not_the_folders_own"),
+    Guard("the folder's copy recognises its data", "engine/use/other_data.py", "    return by_copy.fingerprint == recorded[compared[0]]", "    return False", f"{M}::test_data_is_recognised_where_the_tree_splits_in_another_way"),
     Guard("records of one folder", "folder/identity.py", "    if ids != own and ids not in meta.get(ADOPTS, []):", "    if False:",
           f"{IDENTITY}::test_records_of_another_folder_are_not_taken_up"),
     Guard("results without state", "folder/records.py", "    if not (results or gone):", "    if True:",
