@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,5 +157,15 @@ def write_document(
             **values,
         )
     )
-    write_atomic(folder / REPORT, page.encode("utf-8", "replace"))  # a file's name need not be valid text
-    return folder / REPORT
+    path = folder / REPORT
+    content = page.encode("utf-8", "replace")  # a file's name need not be valid text
+    if path.is_file() and without_time(path.read_bytes()) == without_time(content):
+        os.utime(path)  # it is up to date
+    else:
+        write_atomic(path, content)
+    return path
+
+
+def without_time(page: bytes) -> bytes:
+    """A page without the time at which it was written."""
+    return re.sub(rb'<p class="hint">Written [^ ]*', b"", page, count=1)

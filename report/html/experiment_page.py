@@ -65,13 +65,25 @@ T = TypeVar("T")
 
 
 def write_experiment_pages(folders: Sequence[Path]) -> list[Path]:
-    """Write the page of each experiment that was trained and whose page is out of date -> the pages written."""
+    """Write the page of each experiment that was trained and whose page is out of date -> the pages written.
+
+    A published experiment keeps the page that it came with.
+    """
     written = []
     for folder in folders:
         with contextlib.suppress(PermissionError):  # another user's folder
-            if (folder / RESOLVED).exists() and not is_up_to_date(folder):
+            if (folder / RESOLVED).exists() and not is_up_to_date(folder) and not is_published(folder):
                 written.append(write_experiment_page(folder))
     return written
+
+
+def is_published(folder: Path) -> bool:
+    """True for a folder with a page whose records name no place, like experiments/example."""
+    try:
+        meta = read_object(str(folder / META)) or {}
+    except UNREADABLE:
+        return False
+    return "path" in meta and meta["path"] is None and (folder / REPORT).exists()
 
 
 def is_up_to_date(folder: Path) -> bool:
@@ -186,7 +198,7 @@ def list_facts(resolved: JsonObject, meta: JsonObject, history: History) -> dict
         "classes": len(pinned.get("classes") or []),
         "weights": f"{size:,}" if isinstance(size, int) else "",
         "command": command(*(meta.get("command") or [])),
-        "started": f"{meta.get('start')} on {meta.get('host')}" if meta.get("start") else "",
+        "started": " on ".join(str(meta[key]) for key in ("start", "host") if meta.get(key)),
         "sessions": num_sessions if num_sessions > 1 else "",
         "git": f"{commit}, with uncommitted changes" if git.get("dirty") else commit,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -11,7 +11,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const words = (name) => name.replaceAll("_", " ");
   const config = { displaylogo: false, displayModeBar: false, responsive: true };
   const isThere = typeof Plotly !== "undefined";
-  if (!isThere) all(".plot").forEach((box) => box.replaceWith("plotly.min.js is missing. To write it: python plot_results.py"));
+  const missing = "The interactive curves need plotly.min.js, which is not here. To write it: python plot_results.py FOLDER";
+  if (!isThere) all(".plot").forEach((box, k) => k ? box.remove() : box.replaceWith(missing));
 
   function layout(xaxis = {}, yaxis = {}, more = {}) {
     const axis = { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true };

@@ -213,6 +213,25 @@ def test_a_page_is_written_again_when_it_must(tmp_path):
     assert PLOTLY in check_links(folders[0] / REPORT)
 
 
+def test_a_page_that_would_say_the_same_stays_and_so_does_a_published_one(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "parent" / "one", 0.8)
+    page = write_experiment_page(folder)
+    content = page.read_bytes()
+    monkeypatch.setattr("report.html.document.now", lambda: "2031-01-01T00:00:00+00:00")
+    os.utime(page, (1, 1))
+    assert write_experiment_pages([folder]) == [page]
+    assert page.read_bytes() == content
+    assert page.stat().st_mtime > 1  # and it counts as up to date
+    # published: its records name no place
+    meta = json.loads((folder / "record/meta.json").read_text())
+    (folder / "record/meta.json").write_text(json.dumps(meta | {"path": None, "start": "2030", "host": ""}))
+    os.utime(page, (1, 1))
+    assert write_experiment_pages([folder]) == []
+    write_experiment_page(folder)  # when it is asked for, it is written
+    assert page.read_bytes() != content
+    assert "2030 on" not in page.read_text()
+
+
 def test_the_script_is_written_once(tmp_path):
     first = provide_plotly(tmp_path).stat().st_mtime_ns
     assert provide_plotly(tmp_path).stat().st_mtime_ns == first
