@@ -54,11 +54,12 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--{next(iter(overrides))}: a figure takes no parameters; see --help")
     folders, target = choose_folders(args.parent_dir, args.folders)
     rows, problems = read_rows(folders, target)
-    rows = [row for row in rows if row.history]
     for name, remark in problems.items():
         print(f"{name}: {remark}", file=sys.stderr)
     if not rows:
-        raise UserError(f"{args.parent_dir or ', '.join(args.folders)}: no folder with a history to draw")
+        raise UserError(f"{args.parent_dir or ', '.join(args.folders)}: no folder with results to draw")
+    if args.out and not any(row.history for row in rows):
+        raise UserError(f"--out {args.out}: no folder with a history to draw; without --out, what there is is drawn")
     if args.out:
         from report.plots.curves import save_curves
         from report.plots.ranking import rank_runs

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from folder.older_commands import explain_older_command
+from folder.older_templates import explain_older_command
 from params import parse_overrides
 from utils import JsonObject, UserError
 

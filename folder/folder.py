@@ -19,6 +19,7 @@ from folder.history import flat_metrics, history_csv
 from folder.identity import Identity, check_same
 from folder.lock import BusyError, give_back, take
 from folder.manifest import SEAL_KEYS, check_seal
+from folder.older_templates import explain_older_folder, is_of_another_kit
 from folder.scratch import OWNER, make_subfolders
 from include import (
     AUGMENTATION,
@@ -100,6 +101,8 @@ class Folder:
     def resolved(self) -> dict[str, Any]:
         """What ran: every parameter, and the choices made for it under "pinned". UserError before any training."""
         if not (self.path / RESOLVED).exists():
+            if is_of_another_kit(self.path):
+                raise UserError(explain_older_folder(self.path))
             raise UserError(
                 f"{self.path} has not been trained yet: python train.py --data_dir DATA --model_dir {self.path}"
             )

@@ -13,6 +13,7 @@ from folder.aside import find_half_moved
 from folder.folder import Folder
 from folder.identity import check_same
 from folder.manifest import MANIFEST, read_manifest
+from folder.older_templates import explain_older_folder, has_known_params, is_of_another_kit
 from folder.scratch import LINKED, check_owner
 from include import (
     CHECKPOINTS,
@@ -112,7 +113,7 @@ def read_run(folder: Folder, request: Request, restart_words: Sequence[str]) -> 
     except UserError as damaged:
         raise UserError(f"{damaged}. Bring the file back, or {start_over}", EXIT_DAMAGED) from None
     if not manifest and not (request.restore_file or request.find_lr):
-        check_state(folder.path, restart_words, start_over)
+        check_state(folder.path, restart_words, start_over, request.data_dir or "DATA")
     return meta, manifest
 
 
@@ -139,12 +140,15 @@ def check_agreement(folder: Path, meta: JsonObject, manifest: JsonObject) -> Non
             check_same(folder / name, reader.record(name), meta)
 
 
-def check_state(folder: Path, words: Sequence[str], start_over: str) -> None:
+def check_state(folder: Path, words: Sequence[str], start_over: str, data_dir: str) -> None:
     """UserError (exit 3) when there are results, or links to a scratch disk, but not the state that they came from."""
     gone = [folder / name for name in LINKED if (folder / name).is_symlink() and not (folder / name).exists()]
     results = list_results(folder)
     if not (results or gone):
         return
+    if is_of_another_kit(folder):
+        restart = f"   or {start_over}" if has_known_params(folder) else ""
+        raise UserError(explain_older_folder(folder, data_dir) + restart, EXIT_DAMAGED)
     # what is missing
     names = ", ".join(results[:3]) + (f" and {len(results) - 3} more" if len(results) > 3 else "")
     if gone:

@@ -81,6 +81,8 @@ SYNONYMS = {word: name for name, words in _OTHER_WORDS.items() for word in words
 # words of other tools for which there is no key -> what to do instead
 HABITS = {
     "reload": "a run continues when its command is repeated; --resume insists on it",
+    "num_channels": 'an argument of the net: "arch_args": {"num_channels": N} with "arch": "sign_net", the net of the '
+    "CS230 template (see experiments/base_model); simple_cnn calls it n_filters",
     "overfit": "for a few images without augmentation: --limit_train=64 --augment=none",
 }
 

@@ -123,7 +123,7 @@ def _replicates_beside(folder: Path, row: Row, metric: str) -> dict[str, tuple[s
     replicates = {}
     for run in group:
         value = run.best.get(metric)
-        if run.status == "done" and value is not None:
+        if run.is_done and value is not None:
             seed = format_value([run.params.get("seed"), run.params.get("fold")])
             replicates[run.name] = (seed, value)
     return replicates

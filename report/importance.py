@@ -35,7 +35,7 @@ def importance(
     that it has not seen.
     """
     # The finished runs and the parameters that vary among them.
-    done = [[row for row in group if row.status == "done" and math.isfinite(value_of(row))] for group in groups]
+    done = [[row for row in group if row.is_done and math.isfinite(value_of(row))] for group in groups]
     done = [group for group in done if group]
     numbered = [(number, row) for number, group in enumerate(done) for row in group]
     keys = [key for key in keys if len({json.dumps(row.params.get(key), sort_keys=True) for _, row in numbered}) > 1]

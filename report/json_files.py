@@ -86,6 +86,12 @@ def read_rare_object(path: str) -> JsonObject:
     return (read_object(path) or {}) if os.access(path, os.F_OK) else {}
 
 
+def read_rare_json(path: str) -> object:
+    """The JSON value in a file that few folders have, None when it does not exist. UserError when it is not JSON."""
+    data = read_bytes(path) if os.access(path, os.F_OK) else None
+    return None if data is None else _decode_file(data, path)
+
+
 def check_metrics(values: Mapping[str, object], path: str) -> Metrics:
     """`values` when each is a finite number or null; otherwise a UserError that names `path`."""
     metrics: Metrics = {}

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from folder.history import recorded_minimized, validation_values
 from folder.lock import is_alive
 from folder.manifest import SEAL_KEYS
+from folder.older_templates import add_older_history, is_of_another_kit, read_older_log
 from include import (
     HISTORY_JSON,
     META,
@@ -23,10 +24,10 @@ from include import (
     METRICS_LAST,
     METRICS_TEST,
     PARAMS,
-    RECORD,
     RESOLVED,
     STATUS,
     TEST_LOOKS,
+    TRAIN_LOG,
 )
 from params import read_object as read_lenient_json
 from report.json_files import (
@@ -40,6 +41,7 @@ from report.json_files import (
     read_bytes,
     read_history,
     read_object,
+    read_rare_json,
     read_rare_object,
 )
 from utils import UserError, num_cores, reference_name
@@ -60,7 +62,7 @@ class Row:
     params: JsonObject  # the parameters that ran, by dotted name
     best: Metrics  # epoch, loss and metrics of the best weights on the validation split
     test: Metrics  # the same on the test split, {} when it was never evaluated
-    num_looks: int  # evaluations on the test split
+    num_looks: int | None  # evaluations on the test split; None when they were not counted
     history: History  # [] when read_rows was told not to keep it
     status: str
     minimized: frozenset[str]  # metrics where lower is better, see folder.history.is_minimized
@@ -68,6 +70,11 @@ class Row:
     num_epochs: int = 0  # epochs trained
     seconds: float = 0.0
     num_parameters: int | None = None  # of the net
+
+    @property
+    def is_done(self) -> bool:
+        """True for a run that has come to its end, by whichever kit."""
+        return self.status in ("done", FOREIGN)
 
     @property
     def best_metric(self) -> str:
@@ -170,8 +177,8 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     remark = unfinished_remark(status)
     if best is None:
         return None, remark or f"malformed: done, but there is no {METRICS_BEST}"
-    if not status and is_written_by_another_kit(path):
-        return _foreign_row(path, name, best, written_params), ""
+    if not status and is_of_another_kit(path):
+        return _read_foreign_row(path, name, keep_history)
     resolved = read_object(f"{path}/{RESOLVED}")
     if not resolved:
         raise UserError(f"{path}/{RESOLVED}: no such file")
@@ -197,26 +204,30 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     ), remark
 
 
-def is_written_by_another_kit(path: str) -> bool:
-    """True for a folder with metrics and without record/, as the CS230 template leaves it."""
-    return os.access(f"{path}/{METRICS_BEST}", os.F_OK) and not os.path.lexists(f"{path}/{RECORD}")
-
-
-def _foreign_row(path: str, name: str, best: JsonObject, written_params: bytes | None) -> Row:
-    """The row of a folder that another kit wrote, such as the CS230 template: params.json and metrics, no record/."""
-    params = read_lenient_json(Path(path) / PARAMS) if written_params else {}
-    last = read_object(f"{path}/{METRICS_LAST}") or {}
-    return Row(
+def _read_foreign_row(path: str, name: str, keep_history: bool) -> tuple[Row, str]:
+    """As read_row, of a folder that another kit wrote, such as the CS230 template: its metrics, and its log if any."""
+    best, last, test = (
+        check_metrics(read_rare_object(file), file)
+        for file in (f"{path}/{metrics}" for metrics in (METRICS_BEST, METRICS_LAST, METRICS_TEST))
+    )
+    run = read_older_log((read_bytes(f"{path}/{TRAIN_LOG}") or b"").decode("utf-8", "replace"))
+    add_older_history(run, read_rare_json(f"{path}/{HISTORY_JSON}"))
+    params = read_lenient_json(Path(path) / PARAMS) if os.access(f"{path}/{PARAMS}", os.F_OK) else {}
+    where = f"epoch {len(run.history)} of {run.num_epochs}"
+    row = Row(
         name=name,
         params=flatten({key: value for key, value in params.items() if key not in NOT_COMPARED}),
-        best=check_metrics(best, f"{path}/{METRICS_BEST}"),
-        test={},
-        num_looks=0,
-        history=[],
-        status=FOREIGN,
+        best=({"epoch": run.best_epoch} if run.best_epoch else {}) | best,
+        test=test,
+        num_looks=None,
+        history=run.history if keep_history else [],
+        status=FOREIGN if run.is_finished else "interrupted",
         minimized=frozenset({"loss"}),
-        last=check_metrics(last, f"{path}/{METRICS_LAST}"),
+        last=last,
+        num_epochs=len(run.history),
+        seconds=total_seconds(run.history),
     )
+    return row, "" if run.is_finished else f"interrupted at {where}, or still training: {FOREIGN}"
 
 
 def _compared_params(resolved: JsonObject, meta: JsonObject) -> JsonObject:

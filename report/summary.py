@@ -105,7 +105,7 @@ def _name_setting(group: Sequence[Row], keys: Sequence[str]) -> str:
 
 def _counted_runs(group: Sequence[Row], metric: str, include_unfinished: bool) -> dict[str, Row]:
     """Seed and fold -> the run that counts. Duplicate runs count once; the later name is kept."""
-    runs = [row for row in group if (include_unfinished or row.status == "done") and row.best.get(metric) is not None]
+    runs = [row for row in group if (include_unfinished or row.is_done) and row.best.get(metric) is not None]
     return {" ".join(format_value(row.params.get(key)) for key in REPLICATE_KEYS): row for row in runs}
 
 

@@ -79,7 +79,7 @@ def make_lines(rows: Sequence[Row], keys: Sequence[str]) -> list[Line]:
         line: Line = {"folder": row.name}
         line |= {key: row.params.get(key) for key in keys}
         line["best_epoch"] = row.best.get("epoch")
-        line["epochs"] = row.num_epochs
+        line["epochs"] = row.num_epochs or None  # unknown where another kit kept no log
         line |= {validation_column(name): row.best.get(name) for name in validated}
         line[join_column("last", ranked_by)] = row.last.get(ranked_by)
         line |= {join_column("test", name): row.test.get(name) for name in test_metrics}
@@ -87,7 +87,7 @@ def make_lines(rows: Sequence[Row], keys: Sequence[str]) -> list[Line]:
             line[TEST_LOOKS] = row.num_looks
         if has_size:
             line["num_parameters"] = row.num_parameters
-        line["seconds"] = round(row.seconds, 1)
+        line["seconds"] = round(row.seconds, 1) if row.num_epochs else None
         line["status"] = row.status
         lines.append(line)
     return lines
@@ -129,8 +129,8 @@ def name_group(group: Sequence[Row]) -> str:
     """The common part of the folders' names: learning_rate_0.1… for ..._seed_0 and ..._seed_1."""
     if len(group) == 1:
         return group[0].name
-    common = os.path.commonprefix([row.name for row in group])
-    return re.sub(r"(_*(seed|fold))?[_\-./]*$", "", common) + "…"
+    common = re.sub(r"(_*(seed|fold))?[_\-./]*$", "", os.path.commonprefix([row.name for row in group]))
+    return f"{common}…" if common else f"{group[0].name} and {len(group) - 1} more"
 
 
 def make_group_lines(
@@ -156,11 +156,12 @@ def make_group_lines(
         line |= {validation_column(name): mean_of(row.best.get(name) for row in runs) for name in other_metrics}
         if has_test:
             line[join_column("test", metric)] = mean_of(row.test.get(metric) for row in runs)
-            line[TEST_LOOKS] = sum(row.num_looks for row in group)
-        line["epochs"] = mean_of(row.num_epochs for row in runs)
+            looks = [row.num_looks for row in group if row.num_looks is not None]
+            line[TEST_LOOKS] = sum(looks) if looks else None
+        line["epochs"] = mean_of(row.num_epochs or None for row in runs)
         if has_size:
             line["num_parameters"] = group[0].num_parameters
-        line["seconds"] = mean_of(round(row.seconds, 1) for row in runs)
+        line["seconds"] = mean_of(round(row.seconds, 1) if row.num_epochs else None for row in runs)
         line["status"] = "done" if len(runs) == len(group) else f"{len(runs)} of {len(group)} done"
         lines.append(line)
     return lines

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from folder.history import best_row, recorded_minimized, validation_column
+from folder.older_templates import is_of_another_kit
 from include import HISTORY_JSON, META, RESOLVED, STATUS
 from report.formats import replace_surrogates
 from report.json_files import History, JsonObject, read_history, read_object
-from report.rows import FOREIGN, current_state, is_written_by_another_kit, metric_name
+from report.rows import FOREIGN, current_state, metric_name
 from utils import UserError
 
 SILENT_AFTER = 60  # seconds without a sign from a running process; it gives one at least at the end of each epoch
@@ -55,7 +56,7 @@ def read_live_run(path: Path, name: str, now: datetime.datetime) -> tuple[str, L
     status = read_object(str(path / STATUS)) or {}
     state = current_state(status)
     if state not in LIVE_STATES:
-        is_foreign = not status and is_written_by_another_kit(str(path))
+        is_foreign = not status and is_of_another_kit(path)
         return FOREIGN if is_foreign else state, None
     resolved = read_object(str(path / RESOLVED)) or {}
     meta = read_object(str(path / META)) or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from include import RESOLVED, TRAIN_LOG
 from report.html.experiment_page import write_experiment_page, write_experiment_pages
 from report.html.runs_page import write_runs_page
 from report.importance import importance
@@ -21,9 +22,8 @@ def write_results(parent: Path) -> list[Path]:
     folders = find_folders(parent)
     rows, problems = read_rows(folders, parent)
     written = write_summary(parent, summarise(rows, problems))
-    trained = [row for row in rows if row.history]
-    if trained:
-        written += write_figures_and_pages(trained, problems, folders, parent)[0]
+    if rows:
+        written += write_figures_and_pages(rows, problems, folders, parent)[0]
     return written
 
 
@@ -36,7 +36,7 @@ def write_figures_and_pages(
     """
     ranked = rank_runs(rows, sort)
     written, remarks = draw_figures(ranked, target)
-    if target in folders:  # a single experiment has its own page
+    if target in folders and (target / RESOLVED).exists():  # a single experiment has its own page
         written.append(write_experiment_page(target))
     else:
         verdict = summarise(rows, problems, sort).verdict
@@ -46,12 +46,15 @@ def write_figures_and_pages(
 
 
 def draw_figures(ranked: RankedRuns, folder: Path) -> tuple[list[Path], list[str]]:
-    """(the figures written into `folder`, why others were not). The runs need their history."""
+    """(the figures written into `folder`, why others were not)."""
     if not ranked.rows:
         return [], []
-    remarks = []
-    save_curves(folder / CURVES, ranked)
-    written = [folder / CURVES]
+    remarks, written = [], []
+    if any(row.history for row in ranked.rows):
+        save_curves(folder / CURVES, ranked)
+        written.append(folder / CURVES)
+    else:
+        remarks.append(f"no {CURVES}: no folder has a history, or a {TRAIN_LOG} with its epochs")
     shares, basis = importance(ranked.groups, ranked.keys, ranked.value)
     if ranked.keys:
         keys = sorted(ranked.keys, key=lambda key: -shares.get(key, 0))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from array import array
 from collections import Counter
@@ -15,6 +16,7 @@ from model.images.paths import Paths, to_nfc
 from utils import UserError
 
 LAYOUT = "a dataset is a folder {train,valid,test}/CLASS/IMAGE"
+FLAT = re.compile(r"^(train|valid|validation|val|test)", re.IGNORECASE)  # begins the name of a flat split's folder
 JUNK = {".ds_store", "thumbs.db", "desktop.ini"}
 ADVICE = {".heic": "pillow-heif", ".heif": "pillow-heif", ".avif": "pillow-avif-plugin"}
 
@@ -126,12 +128,26 @@ def find_splits(data_dir: Path) -> dict[str, Path]:
         if split in SPLITS:
             splits[split] = Path(entry.path)
     if not splits and folders:
+        refuse_flat_splits(data_dir, folders)
         splits["train"] = data_dir
     if "train" not in splits:
         make = f"python build_dataset.py --source {data_dir} --data_dir DATA"
         contents = _describe_contents(entries)
         raise UserError(f"{data_dir}: no train folder and no class folders (it holds {contents}); {LAYOUT}: {make}")
     return splits
+
+
+def is_flat_split(entry: Path) -> bool:
+    """True for a split without class folders, such as train_signs/ of the CS230 template."""
+    return entry.is_dir() and bool(FLAT.match(entry.name)) and not any(map(_is_dir, _entries(entry)))
+
+
+def refuse_flat_splits(data_dir: Path, folders: list[os.DirEntry[str]]) -> None:
+    """UserError when the class folders of `data_dir` are splits without classes in them, not classes."""
+    names = [entry.name for entry in folders if is_flat_split(Path(entry.path))]
+    if len(names) > 1 and len(names) == len(folders):
+        make = f"python build_dataset.py --source {data_dir} --data_dir DATA"
+        raise UserError(f"{data_dir}: {', '.join(names)} are splits without class folders; {LAYOUT}: {make}")
 
 
 def _describe_contents(entries: list[os.DirEntry[str]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import params as params_module
 from folder.history import HISTORY_SPLITS, join_column, split_column, validation_column
-from include import PARAMS
+from include import PARAMS, RESOLVED
 from report.figures import history_metrics, series, shorten
 from report.html.document import (
     REPORT,
@@ -122,7 +122,7 @@ def describe_best_run(folder: Path, ranked: RankedRuns) -> dict[str, object] | N
         return None
     best = (min if ranked.minimize else max)(rows, key=ranked.value)
     return {
-        "link": link_to(folder / best.name / REPORT, folder, shorten(best.name, 100)),
+        "link": link_run(folder, best.name, 100),
         "metric": ranked.metric.replace("_", " "),
         "value": f"{ranked.value(best):.4f}",
         "epoch": best.best.get("epoch"),
@@ -148,6 +148,13 @@ def list_unfinished(folder: Path, problems: Mapping[str, str]) -> list[tuple[Lin
 # --- the table ------------------------------------------------------------------------------------------
 
 
+def link_run(folder: Path, name: str, length: int) -> Link:
+    """A link to the page of a run; to its folder when another kit wrote it, and it has no page."""
+    run = folder / name if (folder / name).is_dir() else Path(os.path.abspath(name))
+    is_ours = (run / RESOLVED).exists()
+    return link_to(run / REPORT if is_ours else run, folder, shorten(name, length))
+
+
 def list_columns(table: Table) -> list[dict[str, object]]:
     return [
         {"name": name, "is_number": all(isinstance(line.get(name), int | float | None) for line in table.lines)}
@@ -158,7 +165,7 @@ def list_columns(table: Table) -> list[dict[str, object]]:
 def list_cells(folder: Path, line: Line, columns: Sequence[str]) -> dict[str, object]:
     """One line of the table: the run's name, a link to its page, and the other cells."""
     name = str(line["folder"])
-    link = link_to(folder / name / REPORT, folder, shorten(name, 120))
+    link = link_run(folder, name, 120)
     return {"name": name, "link": link, "cells": [format_page_cell(c, line.get(c)) for c in columns if c != "folder"]}
 
 

@@ -47,7 +47,7 @@ def save_parameters(path: Path, ranked: RankedRuns, keys: Sequence[str]) -> None
 def _parameter_legend(figure: Figure, ranked: RankedRuns) -> None:
     from matplotlib.lines import Line2D
 
-    done = sum(row.status == "done" for row in ranked.rows)
+    done = sum(row.is_done for row in ranked.rows)
 
     def circle(colour: str, size: float, fill: str) -> Line2D:
         return Line2D([], [], color=colour, linewidth=0, marker="o", markersize=size, markerfacecolor=fill)
@@ -118,7 +118,7 @@ def _points(
     spread: width of the range, around its place, that a point is moved within.
     """
     results = list(map(ranked.value, ranked.rows))
-    is_done = [row.status == "done" for row in ranked.rows]
+    is_done = [row.is_done for row in ranked.rows]
     size = 34 if len(places) <= 40 else 20 if len(places) <= 150 else 12
     moved = [place + spread * (number * 0.618 % 1 - 0.5) for number, place in enumerate(places)]
     points = list(zip(moved, results, is_done, strict=True))

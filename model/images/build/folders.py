@@ -1,6 +1,5 @@
 """Folders as sources: {train,valid,test}/CLASS, CLASS folders alone, or flat {train,val,test}*/LABEL_NAME.jpg."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,7 @@ import numpy as np
 
 from include import IMAGE_EXTENSIONS, SPLIT_SYNONYMS, SPLITS
 from model.images.build.items import Item, Remarks
-from model.images.index import describe_ignored, find_splits, index_split
-
-FLAT = re.compile(r"^(train|valid|validation|val|test)", re.IGNORECASE)  # begins the name of a flat folder
+from model.images.index import FLAT, describe_ignored, find_splits, index_split, is_flat_split
 
 
 def enter_lone_folder(path: Path) -> Path:
@@ -26,7 +23,7 @@ def enter_lone_folder(path: Path) -> Path:
 
 def read_folder(path: Path, remarks: Remarks) -> Iterator[Item]:
     """The images of a folder in any of the three layouts."""
-    flat = [entry for entry in path.iterdir() if _is_flat(entry)]
+    flat = [entry for entry in path.iterdir() if is_flat_split(entry)]
     if flat:
         remarks.append("flat layout: the label is what stands before the first _ of each file name")
         yield from _read_flat(flat, remarks)
@@ -47,11 +44,6 @@ def read_folder(path: Path, remarks: Remarks) -> Iterator[Item]:
         remarks.append("no valid split: train.py splits a part off train")
     if "test" not in splits:
         remarks.append("no test split: evaluate.py can look at --split valid")
-
-
-def _is_flat(entry: Path) -> bool:
-    """Whether an entry is a split without class folders."""
-    return entry.is_dir() and bool(FLAT.match(entry.name)) and not any(inner.is_dir() for inner in entry.iterdir())
 
 
 def _read_flat(folders: list[Path], remarks: Remarks) -> Iterator[Item]:

@@ -6,7 +6,7 @@ import pytest
 from kit import call
 
 from folder.arguments import train_parser
-from folder.older_commands import explain_older_command
+from folder.older_templates import explain_older_command
 
 COMMANDS = {
     "cifar10 results/test_run --n_filters=10": "--data_dir data/cifar10 --model_dir results/test_run "
