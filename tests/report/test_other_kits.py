@@ -27,7 +27,9 @@ def log_lines(accuracies, num_epochs) -> str:
 def write_folder(folder: Path, rate: float, accuracies=VALUES, num_epochs=3) -> Path:
     """A folder as its train.py leaves it; values as its save_dict_to_json writes them."""
     folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps(PARAMS | {"learning_rate": rate, "num_epochs": num_epochs}, indent=4))
+    (folder / "params.json").write_text(
+        json.dumps(PARAMS | {"learning_rate": rate, "num_epochs": num_epochs}, indent=4)
+    )
     for name, accuracy in (("best", max(accuracies)), ("last", accuracies[-1])):
         metrics = {"accuracy": accuracy, "loss": 0.3}
         (folder / f"metrics_val_{name}_weights.json").write_text(json.dumps(metrics, indent=4))
@@ -123,7 +125,9 @@ def test_a_training_that_was_stopped_is_not_done(cs230):
 def test_the_history_of_a_descendant(cs230):
     """It writes {"train": {metric: [...]}, "valid": {...}}, in full precision."""
     folder = cs230 / "learning_rate" / "learning_rate_0.01"
-    splits = {split: {"accuracy": [0.51234, 0.9, 0.8], "loss": [1.0, float("nan"), 0.3]} for split in ("train", "valid")}
+    splits = {
+        split: {"accuracy": [0.51234, 0.9, 0.8], "loss": [1.0, float("nan"), 0.3]} for split in ("train", "valid")
+    }
     (folder / "history.json").write_text(json.dumps(splits).replace("NaN", '"nan"'))
     assert call("plot_results", "--parent_dir", cs230)[0] == 0
     data = json.loads((cs230 / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
