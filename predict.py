@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from folder.arguments import Parser
 from folder.folder import Folder
-from folder.provenance import INFERENCE_CODE, changed_files, check_frozen_code, pick_code
+from folder.provenance import INFERENCE_CODE, changed_files, check_frozen_code, describe_other_code, pick_code
 from folder.trust import Consent
 from include import EXIT_USER, IMAGE_EXTENSIONS, PARAMS
 from utils import JsonObject, UserError, run_script, to_json
@@ -111,6 +111,8 @@ def load(
             f"{', '.join(changed[:5])} changed since {folder} was trained: {call} uses the code as it is now"
         )
     check_overrides(parameters)
+    if note := describe_other_code(experiment):
+        print(note, file=sys.stderr)
     consent = Consent(trust, ["python", "predict.py", str(folder), "IMAGE"], partial(print, file=sys.stderr))
     return make_classifier(experiment, restore_file, parameters, consent)
 

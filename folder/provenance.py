@@ -11,14 +11,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from folder.arguments import Request
 from folder.folder import Folder, now
-from folder.trust import Consent, check_trust, find_code, seal
+from folder.trust import Consent, check_trust, digest_file, find_code, read_seals, seal
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
 from utils import JsonObject, UserError, cache_home, reference_file, reference_name, write_atomic
 
@@ -180,13 +180,40 @@ def pick_code(folder: Folder, asked: str | None, say: Callable[[str], None]) -> 
     The experiment's own files always run as their copies in record/code/, and do not count here. `asked`: --code.
     """
     changed = changed_files(folder, {}, INFERENCE_CODE)
-    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    names = shorten(changed)
     if asked == "tree" and changed:
         say(f"computed by this tree, as asked, though {names} changed since the training")
     if asked != "tree" and changed:
         say(f"{names} changed since the training: {folder.path / CODE} computes; --code tree: the code as it is now")
+    if note := describe_other_code(folder):
+        say(note)
     is_frozen = asked == "folder" or (asked is None and bool(changed))
     return "folder" if is_frozen else "tree"
+
+
+def shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def describe_other_code(folder: Folder) -> str:
+    """What to say where other code than this tree's trained the net, and the folder keeps no copy of it."""
+    changed = changed_since_listed(folder.path)
+    if not changed:
+        return ""
+    return (
+        f"{shorten(changed)} changed since the training; {folder.path} keeps no copy of that code: this tree computes"
+    )
+
+
+def changed_since_listed(folder: Path, table: Mapping[str, bool] = INFERENCE_CODE) -> list[str]:
+    """Files of this tree that are not, byte for byte, those of the code that the folder lists and keeps no copy of."""
+    listed = read_seals(folder)["files"]
+    if find_code(folder).exists() or not listed:
+        return []
+    then = {name: digest for name, digest in listed.items() if is_result_code(Path(name), table)}
+    tree = {path.as_posix(): ROOT / path for path in source_files(ROOT) if is_result_code(path, table)}
+    now_there = {name: digest_file(path) for name, path in tree.items()}
+    return sorted(name for name in then | now_there if then.get(name) != now_there.get(name))
 
 
 # --- code that comes with a folder ------------------------------------------------------------------------
@@ -212,6 +239,8 @@ def check_frozen_code(folder: Path, consent: Consent) -> None:
 
     What Python compiled there before is removed: it would run in place of the files that were checked.
     """
+    if not find_code(folder).exists():
+        raise UserError(f"--code folder: {folder} keeps no copy of its code ({CODE}): leave --code out")
     check_trust(folder, "its frozen code", consent)
     for path in find_code(folder).rglob("__pycache__"):
         try:

@@ -104,6 +104,29 @@ def test_where_the_tree_has_changed_the_folder_computes(folders, world):
     assert len(rows) == 36
 
 
+def test_where_no_copy_is_kept_other_code_is_said(folders, world):
+    folder = folders / "m"
+    shutil.rmtree(folder / "record/code")
+    image = next((world / "data/test").rglob("*.png"))
+    code, printed = call("predict", folder, image)
+    assert code == 0, printed
+    assert "changed since the training" not in printed
+    code, printed = call("predict", folder, image, "--code", "folder")
+    assert code == 2
+    assert "keeps no copy of its code (record/code): leave --code out" in printed
+    # one byte in the list of what ran
+    listed = json.loads((folder / "record/trust.json").read_text())
+    digest = listed["files"]["model/net.py"]
+    listed["files"]["model/net.py"] = ("1" if digest[0] == "0" else "0") + digest[1:]
+    del listed["files"]["model/tta.py"]
+    (folder / "record/trust.json").write_text(json.dumps(listed))
+    code, printed = call("predict", folder, image)
+    assert code == 0, printed
+    assert "model/net.py, model/tta.py changed since the training; " in printed
+    head, _ = measure(folder, folders / "out")
+    assert "model/net.py, model/tta.py changed since the training" in head
+
+
 def test_metrics_are_those_of_the_tree_and_mistakes_of_the_copy_are_one_line(folders):
     folder = folders / "m"
     change_frozen(folder)

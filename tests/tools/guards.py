@@ -35,6 +35,10 @@ IDENTITY = "tests/folder/test_identity.py"
 GUARDS = [
     Guard("the seal is spent on the data of the training alone", "evaluate.py", "        other_data.check_seal(folder, data_dir)\n", "", f"{M}::test_other_data_does_not_spend_the_one_look"),
     Guard("numbers of other data are kept apart", "engine/use/other_data.py", "    if not compared or any(", "    if True or any(", f"{M}::test_numbers_of_other_data_are_not_the_folders_own"),
+    Guard("other code without a copy is said", "folder/provenance.py", "    if note := describe_other_code(folder):", "    if note := None:",
+          f"{M}::test_where_no_copy_is_kept_other_code_is_said"),
+    Guard("no copy of the code is said", "folder/provenance.py", "    if not find_code(folder).exists():\n        raise", "    if False:\n        raise",
+          f"{M}::test_where_no_copy_is_kept_other_code_is_said"),
     Guard("the folder's copy recognises its data", "engine/use/other_data.py", "    return by_copy.fingerprint == recorded[compared[0]]", "    return False", f"{M}::test_data_is_recognised_where_the_tree_splits_in_another_way"),
     Guard("an unchanged page stays", "report/html/document.py", "if path.is_file() and without_time", "if False and without_time",
           "tests/report/test_page.py::test_a_page_that_would_say_the_same_stays_and_so_does_a_published_one"),
