@@ -83,7 +83,7 @@ class Plan:
         data = {split: loader.fingerprint for split, loader in loaders.items()}
         began = self.pinned.get("data", data)
         remarks = refuse(
-            self, "data", [f"the {split} images or labels" for split in data if began.get(split) != data[split]]
+            self, "data", [f"the {split} images, labels or groups" for split in data if began.get(split) != data[split]]
         )
         # The machine and what was chosen for it.
         changes = changed_machine(self, choice, machine)

@@ -142,7 +142,9 @@ def count_look(
     """
     if look:
         if look["data"] != facts["data"]:
-            raise UserError(f"{folder.path}: {HOW}, and it was taken on {look['time']} of other images or labels")
+            raise UserError(
+                f"{folder.path}: {HOW}, and it was taken on {look['time']} of other images, labels or groups"
+            )
         return look["metrics"], 1
     new = {"time": now(), "weights": weights.kit["digest"], **facts}
     new |= {"overrides": given} if (given := deciding(overrides)) else {}

@@ -13,7 +13,8 @@ from typing import TypedDict
 import numpy as np
 
 from model.images.decode import ImageError, decode, read_bytes
-from model.images.index import check_classes, describe_ignored, find_splits, index_split
+from model.images.index import check_classes, describe_ignored
+from model.images.tables.splits import list_splits
 from utils import JsonObject, UserError, num_cores, write_json
 
 REPORT = "dataset_report.json"
@@ -142,10 +143,12 @@ def check(data_dir: Path) -> CheckReport:
     ignored: dict[str, str] = {}
     oddities: list[str] = []
     files: list[tuple[str, str, str]] = []  # path, split, label
-    folders = find_splits(data_dir)
+    listed = list_splits(data_dir)
+    listed.check_groups()
+    folders = listed.folders
     first_classes: list[str] = []
     for split, folder in folders.items():
-        index = index_split(folder, split, data_dir)
+        index = listed.index(split)
         first_classes = first_classes or index.classes
         try:
             check_classes(index.classes, first_classes, str(folder), str(next(iter(folders.values()))))

@@ -1,7 +1,7 @@
 """k-fold cross-validation: the images of train and valid together are divided into k parts, of which one validates.
 
-The parts are a function of the files' contents and of k alone: neither the seed nor names, order or folders matter, so
-that all experiments with the same k share them. The caches of both folders are used as they are.
+The parts are a function of the files' contents, of which of them are one group, and of k: neither the seed nor names,
+order or folders matter, so that all experiments with the same k share them. Both folders' caches are used as they are.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from model.images import cache
+from model.images.dealing import deal_folds, describe_folds, find_units
 from model.images.image_folder import image_folder
 from model.images.index import Index
 from model.images.source import FoldAssignment, FoldRecord, Source, join, subset
@@ -37,9 +38,10 @@ def take_fold(sources: dict[str, Source], fold: Sequence[int]) -> dict[str, Sour
     taken = {"train": subset(whole, ~is_valid, "train"), "valid": subset(whole, is_valid, "valid")}
     scarce = [name for name, counts in record["counts"].items() if not min(counts)]
     missing = f"classes with too few images for every part: {', '.join(scarce[:5])}" if scarce else ""
+    balance = describe_folds(parts, whole.index.labels, whole.index.classes, k) if whole.index.is_grouped else ""
     for split, source in taken.items():
         source.fold = record
-        notes = [f"fold {number} of {k}", missing if split == "valid" else "", source.note]
+        notes = [f"fold {number} of {k}", balance, missing if split == "valid" else "", source.note]
         source.note = "; ".join(filter(None, notes))
     return sources | taken
 
@@ -61,9 +63,33 @@ def fold_assignment(data_dir: Path, params: Params, k: int, cache_dir: Path | st
 def assign_parts(whole: Source, k: int) -> np.ndarray:
     """(N,) the part, from 1 on, of each image. UserError when there are too few images.
 
-    Files of equal content go to the same part, whatever their class. In each class, and in all, the numbers of
-    different contents differ by one at most between parts. The parts are as large as scikit-learn's StratifiedKFold
-    makes them; importing it would take a second at each start.
+    Files of equal content go to the same part, whatever their class, and so do the files of a group.
+    """
+    index = whole.index
+    parts, num_units = _deal_groups(whole, k) if index.is_grouped else _deal_contents(whole, k)
+    kind = "groups" if index.is_grouped else "different images"
+    # Refuse what cannot be validated.
+    if num_units < k:
+        raise UserError(f"fold: {k} parts given; {num_units} {kind} make at most {num_units}")
+    for name, counts in zip(index.classes, _count_parts(index, parts, k), strict=True):
+        if counts.max() == counts.sum():
+            raise UserError(f"fold: class {name!r} would be in one part alone; it needs two {kind} at least")
+    return parts
+
+
+def _deal_groups(whole: Source, k: int) -> tuple[np.ndarray, int]:
+    """(N,) the part of each image, and the number of groups; those that share an image count as one."""
+    index = whole.index
+    assert index.groups is not None
+    units = find_units(index.groups, whole.content_keys())
+    return deal_folds(units, index.labels, len(index.classes), k), int(units.max()) + 1
+
+
+def _deal_contents(whole: Source, k: int) -> tuple[np.ndarray, int]:
+    """(N,) the part of each image, and the number of different images.
+
+    In each class, and in all, the numbers of different contents differ by one at most between parts. The parts are as
+    large as scikit-learn's StratifiedKFold makes them; importing it would take a second at each start.
     """
     index = whole.index
     # Number the different contents, in the order of their digests.
@@ -77,14 +103,7 @@ def assign_parts(whole: Source, k: int) -> np.ndarray:
     labels = index.labels[order[is_new]]  # (number of contents,)
     part_of_content = np.empty(len(labels), np.int64)
     part_of_content[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % k + 1
-    parts = part_of_content[content]
-    # Refuse what cannot be validated.
-    if len(labels) < k:
-        raise UserError(f"fold: {k} parts given; {len(labels)} different images make at most {len(labels)}")
-    for name, counts in zip(index.classes, _count_parts(index, parts, k), strict=True):
-        if counts.max() == counts.sum():
-            raise UserError(f"fold: class {name!r} would be in one part alone; it needs two different images at least")
-    return parts
+    return part_of_content[content], len(labels)
 
 
 def _count_parts(index: Index, parts: np.ndarray, k: int) -> np.ndarray:

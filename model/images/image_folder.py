@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from model.images import cache
+from model.images.dealing import describe_share
 from model.images.decode import ImageError, image_size
-from model.images.index import Index, check_classes, find_splits, index_split
+from model.images.index import Index, check_classes
 from model.images.order import position_dtype
 from model.images.source import Source, subset
 from model.images.subsets import split_by_content
+from model.images.tables.splits import Splits, list_splits
 from params import Params
 from utils import UserError
 
@@ -27,11 +29,13 @@ def image_folder(
     Names and labels of train are always listed: the classes come from them, and `im_sz` when it is None.
     UserError for whatever is wrong with the folder.
     """
-    folders = find_splits(data_dir)
+    listed = list_splits(data_dir)
+    listed.check_groups(joins_valid=params.fold is not None)
+    folders = listed.folders
     for split in splits:
         if split not in folders and split != "valid":
             raise UserError(f"{data_dir} has no {split} split; possible: {', '.join({**folders, 'valid': 0})}")
-    indexes = _list_splits(folders, splits, data_dir, params)
+    indexes = _list_splits(listed, splits, params)
     im_sz = im_sz or params.im_sz or _native_size(indexes["train"])
     has_valid = "valid" in folders
     needs_whole_train = "valid" in splits and not has_valid
@@ -42,14 +46,19 @@ def image_folder(
     if not has_valid and "train" in sources:
         whole = sources.pop("train")
         is_valid = split_by_content(whole, params.valid_fraction)
-        sources |= {"train": subset(whole, ~is_valid, "train"), "valid": subset(whole, is_valid, "valid")}
+        parts = {"train": subset(whole, ~is_valid, "train"), "valid": subset(whole, is_valid, "valid")}
+        if whole.index.is_grouped and not params.fold:
+            balance = describe_share(is_valid, whole.index.labels, whole.index.classes, params.valid_fraction)
+            for part in parts.values():
+                part.note = "; ".join(filter(None, [balance, part.note]))
+        sources |= parts
     return {split: sources[split] for split in splits}, im_sz
 
 
-def _list_splits(folders: dict[str, Path], splits: list[str], data_dir: Path, params: Params) -> dict[str, Index]:
+def _list_splits(listed: Splits, splits: list[str], params: Params) -> dict[str, Index]:
     """The files of `splits` and of train. UserError when the classes differ, or are not `n_clas`."""
-    listed = [split for split in folders if split in splits or split == "train"]
-    indexes = {split: index_split(folders[split], split, data_dir) for split in listed}
+    folders, data_dir = listed.folders, listed.data_dir
+    indexes = {split: listed.index(split) for split in folders if split in splits or split == "train"}
     classes = indexes["train"].classes
     for split, index in indexes.items():
         check_classes(index.classes, classes, str(folders[split]), str(folders["train"]))

@@ -34,6 +34,7 @@ class Index:
     mtimes: np.ndarray  # (N,) int64, ns
     ctimes: np.ndarray  # (N,) int64, ns: when content, owner, permissions or number of links changed
     ignored: Counter[str] = field(default_factory=Counter)  # reason -> count
+    groups: np.ndarray | None = None  # (N,) int64, numbers of the groups in the whole dataset; None: it has none
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,6 +50,7 @@ class Index:
             self.sizes[positions],
             self.mtimes[positions],
             self.ctimes[positions],
+            groups=None if self.groups is None else self.groups[positions],
         )
 
     def __add__(self, other: "Index") -> "Index":
@@ -63,7 +65,21 @@ class Index:
             np.concatenate([self.mtimes, other.mtimes]),
             np.concatenate([self.ctimes, other.ctimes]),
             self.ignored + other.ignored,
+            None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups]),
         )
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether any two of these files are of one group."""
+        return self.groups is not None and len(np.unique(self.groups)) < len(self)
+
+    def group_digest(self) -> bytes:
+        """Digest of which files are of one group: the groups are numbered as they appear, so names do not matter."""
+        groups = np.arange(len(self)) if self.groups is None else self.groups
+        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), "<i8")
+        rank[np.argsort(first)] = np.arange(len(first))
+        return hashlib.sha256(rank[inverse.reshape(-1)].data).digest()
 
     def state(self, *versions: int) -> str:
         """Digest of names, sizes and mtimes. A cache with another one is of other files.

@@ -142,6 +142,7 @@ class Source:
         of the lengths of the names (uint16), the sizes (int64), labels (int32) and content digests, little-endian.
         The order is that of the index, which sorts by name: file system and Unicode form do not matter. Lossy pixels
         are other data, so that a run cannot change to them, or back, unnoticed. All folds have the same fingerprint.
+        Which images are of one group is in it, too, where there are groups of several.
         """
         if self.fold:
             return self.fold["data"]
@@ -160,7 +161,8 @@ class Source:
                 columns.update(column.astype(kind).data)
             columns.update(self.digests[self.cache_rows[part]].data)
         lossy = f"jpeg {cache.JPEG_QUALITY}" if self.jpegs else ""
-        return hashlib.sha256(names.digest() + columns.digest() + lossy.encode()).hexdigest()
+        groups = index.group_digest() if index.is_grouped else b""
+        return hashlib.sha256(names.digest() + columns.digest() + lossy.encode() + groups).hexdigest()
 
     def content_keys(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, 2) uint64: the digests of the files at `positions` as pairs of numbers that sort as the digests do."""

@@ -73,14 +73,16 @@ def test_pin_returns_a_plan_with_every_automatic_choice_filled_in(plan):
 def test_another_machine_or_other_data_are_refused_until_accepted(folder, plan):
     first = pin(plan)
     assert pin(first).remarks == ()
-    with pytest.raises(UserError, match=r"the data changed since this run began: the train images or labels\. "):
+    with pytest.raises(
+        UserError, match=r"the data changed since this run began: the train images, labels or groups\. "
+    ):
         pin(first, "b")
     with pytest.raises(UserError, match=r"the machine changed since this run began: cpu avx2 -> avx512\. "):
         pin(first, machine=MACHINE | {"cpu": "avx512"})
     accepting = decide(folder, parse("--data_dir", "data", "--accept", "machine", "--accept", "data"))
     second = pin(accepting.__class__(**vars(accepting) | {"pinned": first.pinned}), "b", machine=MACHINE | {"cpu": "x"})
     assert second.remarks == (
-        "continuing with changed data, as accepted: the train images or labels",
+        "continuing with changed data, as accepted: the train images, labels or groups",
         "continuing with changed machine, as accepted: cpu avx2 -> x",
         "not bitwise: on this machine the result may differ in the last bits",
     )

@@ -255,7 +255,7 @@ def test_the_one_look_is_at_one_set_of_images(folders, world):
     before = tree(folder)
     code, printed = look_at(folder, "--data_dir", other)
     assert code == 2, printed
-    assert "other images or labels" in printed.splitlines()[-1]
+    assert "other images, labels or groups" in printed.splitlines()[-1]
     assert tree(folder) == before
     moved = folders / "moved"
     shutil.copytree(world / "data", moved)

@@ -1,0 +1,66 @@
+"""Groups of images (all pictures of one patient, of one camera) that stay on one side of every split."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.images.index import Index
+from model.images.tables.rows import locate_images, read_table
+from utils import UserError
+
+GROUPS = "groups.csv"
+
+
+@dataclass
+class Groups:
+    """The group of each image of a dataset. Images without one are groups of their own."""
+
+    numbers: np.ndarray  # (N,) int64
+    names: list[str]  # of the groups 0, 1, ...; those of images without a group have no name
+    num_without: int  # images without a group
+
+
+def read_groups(data_dir: Path, positions: Mapping[str, int]) -> list[str]:
+    """The group of each image as groups.csv says, "" for none. UserError when it is damaged."""
+    table = read_table(data_dir / GROUPS, ("path", "group"))
+    named = [""] * len(positions)
+    for position, group in zip(locate_images(table, positions, data_dir), table.columns["group"], strict=True):
+        named[position] = group
+    return named
+
+
+def number_groups(named: Sequence[str]) -> Groups:
+    """Numbers for the names of groups, "" being no group."""
+    numbers: dict[str, int] = {name: number for number, name in enumerate(dict.fromkeys(filter(None, named)))}
+    array = np.array([numbers.get(name, -1) for name in named], np.int64)
+    is_alone = array < 0
+    array[is_alone] = len(numbers) + np.arange(is_alone.sum())
+    return Groups(array, list(numbers), int(is_alone.sum()))
+
+
+def check_sides(sides: Iterable[Sequence[Index]], groups: Groups, data_dir: Path) -> None:
+    """UserError when a group has images on two sides. A side is one split, or those that are joined before a split."""
+    side_of: dict[int, Index] = {}
+    shared: dict[int, tuple[Index, Index]] = {}
+    for side in sides:
+        seen: dict[int, Index] = {}
+        for index in side:
+            assert index.groups is not None
+            seen |= dict.fromkeys(np.unique(index.groups).tolist(), index)
+        shared |= {group: (side_of[group], index) for group, index in seen.items() if group in side_of}
+        side_of |= seen
+    if shared:
+        group, (one, other) = next(iter(shared.items()))
+        examples = " and ".join(_first_path(index, group) for index in (one, other))
+        raise UserError(
+            f"{data_dir}: {len(shared)} of {len(groups.names)} groups are in two splits, for example "
+            f"{groups.names[group]!r} in {one.split} and {other.split} ({examples}); "
+            "a group must be in one split: move its images, or correct the groups"
+        )
+
+
+def _first_path(index: Index, group: int) -> str:
+    assert index.groups is not None
+    return repr(index.paths[int(np.flatnonzero(index.groups == group)[0])])

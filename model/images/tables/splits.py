@@ -1,0 +1,56 @@
+"""A dataset folder -> its splits, as its folders and its tables say. Reads names, sizes and tables, no pixels."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.images.index import Index, find_splits, index_split
+from model.images.paths import to_nfc
+from model.images.tables.groups import GROUPS, Groups, check_sides, number_groups, read_groups
+
+
+@dataclass
+class Splits:
+    """The splits of one dataset folder. A folder's files are listed when they are asked for, or by a table."""
+
+    data_dir: Path
+    folders: dict[str, Path]  # split -> the folder that holds it
+    indexes: dict[str, Index] = field(default_factory=dict)
+    groups: Groups | None = None
+
+    def index(self, split: str) -> Index:
+        """The files of a split. UserError: no class folders, only one, or one without images."""
+        if split not in self.indexes:
+            self.indexes[split] = index_split(self.folders[split], split, self.data_dir)
+        return self.indexes[split]
+
+    def check_groups(self, joins_valid: bool = False) -> None:
+        """UserError when a group is in two splits. `joins_valid`: train and valid count as one, as folds take them."""
+        if not self.groups:
+            return
+        trained_on = [self.index(split) for split in ("train", "valid") if split in self.folders]
+        others = [[self.index(split)] for split in self.folders if split not in ("train", "valid")]
+        check_sides(
+            [trained_on, *others] if joins_valid else [*([i] for i in trained_on), *others], self.groups, self.data_dir
+        )
+
+
+def list_splits(data_dir: Path) -> Splits:
+    """UserError when there is no training data, or a table is damaged or does not fit the images."""
+    splits = Splits(data_dir, find_splits(data_dir))
+    if not (data_dir / GROUPS).exists():
+        return splits
+    _set_groups(splits)
+    return splits
+
+
+def _set_groups(splits: Splits) -> None:
+    """Read groups.csv, and note the group of each image in the indexes."""
+    indexes = [splits.index(split) for split in splits.folders]
+    paths = (to_nfc(path) for index in indexes for path in index.paths)
+    positions = {path: position for position, path in enumerate(paths)}
+    named = read_groups(splits.data_dir, positions)
+    splits.groups = number_groups(named)
+    first = 0
+    for index in indexes:
+        index.groups = splits.groups.numbers[first : first + len(index)]
+        first += len(index)
