@@ -25,6 +25,7 @@ from utils import JsonObject, UserError, reference_name, run_script, to_json, wr
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help answers at once
     from engine.protocols import Loader
     from engine.use.evaluation import Computed
+    from engine.use.inference import Weights
     from params import Params
 
 
@@ -33,12 +34,12 @@ def evaluate(folder: Folder, request: EvaluationRequest) -> JsonObject:
     from engine.use import looks, other_data
     from engine.use.evaluation import class_table, measure, output_paths, show_in_tensorboard, write_evaluation
     from engine.use.frozen import compute_logits
-    from engine.use.inference import check_classes, find_trained, load_params
+    from engine.use.inference import check_classes, check_unchanged, find_trained, load_params
     from model.metric import make_metrics
 
     # What was trained, what is asked, and the look at a sealed test split, if there was one.
     say = request.consent.say
-    weights = find_trained(folder, request.restore_file)
+    weights = find_trained(folder, request.restore_file, say)
     check_classes(folder, weights)
     is_test = request.split == "test"
     look = looks.find_sealed_look(folder, weights) if is_test else None
@@ -53,9 +54,10 @@ def evaluate(folder: Folder, request: EvaluationRequest) -> JsonObject:
     metrics = make_metrics([*params.metrics, params.best_metric], params.folder)
     if request.code == "folder":
         computed = compute_logits(folder.path, request.words(folder, request.split), overrides)
+        check_unchanged(weights)
         say(computed.description)
     else:
-        computed = compute(folder, request, params, overrides)
+        computed = compute(folder, request, weights, params, overrides)
     # Numbers of other data than that of the training are kept apart; no sealed test split is looked at with it.
     data_dir = find_trained_data(folder, request.data_dir)
     is_other = not look and is_other_data(folder, request, params, computed)
@@ -92,14 +94,16 @@ def name_files(files: dict[str, Path]) -> JsonObject:
     return {name: str(path) for name, path in files.items()}
 
 
-def compute(folder: Folder, request: EvaluationRequest, params: Params, overrides: JsonObject) -> Computed:
+def compute(
+    folder: Folder, request: EvaluationRequest, weights: Weights, params: Params, overrides: JsonObject
+) -> Computed:
     """The outputs of the net over the split, by the code of this tree."""
     from engine.use.evaluation import Computed, collect_outputs
     from engine.use.inference import load_trained
     from model.net import make_net
     from model.tta import average_views
 
-    trained = load_trained(folder, request.restore_file, make_net, average_views, overrides, request.consent)
+    trained = load_trained(folder, weights, make_net, average_views, overrides, request.consent)
     place = {"device": trained.device, "cache_dir": request.cache_dir, "pinned": trained.pinned}
     loader = fetch_split(request.split, find_trained_data(folder, request.data_dir), params, place)
     description = f"{trained.description}\n{loader.description}"
@@ -154,7 +158,7 @@ def write_logits(folder: Folder, request: EvaluationRequest, file: Path) -> int:
         raise UserError("--logits is what evaluate.py asks of a frozen copy; leave it out")
     weights = find_trained(folder, request.restore_file)
     params = load_params(folder, request.overrides, weights.kit["resize"], request.consent)
-    write_computed(file, compute(folder, request, params, request.overrides))
+    write_computed(file, compute(folder, request, weights, params, request.overrides))
     return 0
 
 

@@ -74,12 +74,13 @@ def list_images(trained: Trained, folder: Folder, data_dir: str | None, consent:
 def prepare_export(folder: Folder, restore_file: str, data_dir: str | None, consent: Consent) -> Exportable:
     """The trained net on the CPU, and the images to check its export with."""
     from engine.use.export import Exportable
-    from engine.use.inference import load_trained
+    from engine.use.inference import find_trained, load_trained
     from model.images.prepare import Preparation
     from model.net import make_net
     from model.tta import average_views
 
-    trained = load_trained(folder, restore_file, make_net, average_views, {"device": "cpu"}, consent)
+    weights = find_trained(folder, restore_file, consent.say)
+    trained = load_trained(folder, weights, make_net, average_views, {"device": "cpu"}, consent)
     preparation = Preparation(trained.kit, trained.device)
     train, valid = list_images(trained, folder, data_dir, consent) or (None, None)
     return Exportable(

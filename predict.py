@@ -119,12 +119,13 @@ def load(
 
 def make_classifier(folder: Folder, restore_file: str, overrides: JsonObject, consent: Consent) -> Classifier:
     from engine.use.classifier import Classifier
-    from engine.use.inference import load_trained
+    from engine.use.inference import find_trained, load_trained
     from model.images.prepare import Preparation
     from model.net import make_net
     from model.tta import average_views
 
-    trained = load_trained(folder, restore_file, make_net, average_views, overrides, consent)
+    weights = find_trained(folder, restore_file, consent.say)
+    trained = load_trained(folder, weights, make_net, average_views, overrides, consent)
     return Classifier(trained, Preparation(trained.kit, trained.device))
 
 
@@ -149,7 +150,9 @@ def answer(flags: argparse.Namespace, overrides: JsonObject, command: Sequence[s
     consent = Consent(flags.trust, command, say)
     if pick_code(folder, flags.code, say) == "folder":
         from engine.use.frozen import predict_rows
+        from engine.use.inference import find_trained
 
+        find_trained(folder, restore_file, say)
         check_frozen_code(folder.path, consent)
         own = ["--model_dir", str(folder.path), "--restore_file", restore_file, "--top", str(flags.top)]
         plain = all(os.path.lexists(word) for word in words)  # folders stay folders: a command line has an end

@@ -262,22 +262,36 @@ def weights_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) 
 
 def read_metadata(path: Path) -> JsonObject:
     """The metadata of a weights file, {} when it has none. UserError when it is not a safetensors file."""
+    with _open_weights(path) as file:
+        return _metadata_in(path, file)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
+    """(tensors, metadata) of a weights file that the kit wrote. UserError (exit 3) when the digest does not agree.
+
+    Both are of one file, though a training may put another one in its place meanwhile.
+    """
+    with _open_weights(path) as file:
+        metadata = _metadata_in(path, file)
+        if "digest" not in metadata:
+            raise UserError(f"{path}: not written by train.py (no 'kit' metadata); give it as \"pretrain\" instead")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
+    if with_digest(metadata, tensors) != metadata:
+        raise UserError(f"{path} is damaged (its content does not have the recorded digest)", EXIT_DAMAGED)
+    return tensors, metadata
+
+
+def _open_weights(path: Path) -> safe_open:
     try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("kit", "{}"))
+        return safe_open(path, "pt")
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except Exception as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})", EXIT_DAMAGED) from None
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
-    """(tensors, metadata) of a weights file that the kit wrote. UserError (exit 3) when the digest does not agree."""
-    metadata = read_metadata(path)
-    if "digest" not in metadata:
-        raise UserError(f"{path}: not written by train.py (no 'kit' metadata); give it as \"pretrain\" instead")
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
-    if with_digest(metadata, tensors) != metadata:
-        raise UserError(f"{path} is damaged (its content does not have the recorded digest)", EXIT_DAMAGED)
-    return tensors, metadata
+def _metadata_in(path: Path, file: safe_open) -> JsonObject:
+    try:
+        return json.loads((file.metadata() or {}).get("kit", "{}"))
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})", EXIT_DAMAGED) from None

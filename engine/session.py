@@ -100,11 +100,11 @@ class Commit:
         epoch_done = self.weights is not None
         checkpoints = Checkpoints(folder.path, folder.identity, folder.check_held)
         checkpoints.commit(self.state, epoch_done=epoch_done, is_best=self.is_best, keep_last=self.keep_last)
-        folder.derive(self.history, self.best)
         if self.weights:
             folder.write_weights("last", self.weights)
         if self.weights and self.is_best:
             folder.write_weights("best", self.weights)
+        folder.derive(self.history, self.best)  # after the weights: engine/use/inference.py relies on it
 
 
 class Session:

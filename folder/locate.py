@@ -1,12 +1,14 @@
 """Find a run's data and weights; no other module looks for them. No torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from folder.folder import Folder
+from folder.provenance import is_different, references
 from folder.records import find_changed_results, weights_file
-from include import EXIT_DAMAGED, META, RESOLVED, SPLIT_SYNONYMS, SPLITS
+from include import CODE, EXIT_DAMAGED, META, RESOLVED, SPLIT_SYNONYMS, SPLITS
 from params import Params
-from utils import UserError, command, nearest
+from utils import JsonObject, UserError, command, nearest
 
 
 def find_data(given: str | Path | None, params: Params, remembered: str | None) -> Path:
@@ -76,6 +78,31 @@ def check_own_weights(folder: Folder, which: str) -> None:
         reason = "is not what the run wrote: it was damaged, or it is from another run"
         raise UserError(
             f"{folder.weights(which)} {reason}; not used. To write it again from the state: {train}", EXIT_DAMAGED
+        )
+
+
+def check_weights_code(folder: Path, weights: Path, metadata: JsonObject, say: Callable[[str], None]) -> None:
+    """UserError when the file "net.py" that the metadata of `weights` name is another one where they lie than here.
+
+    The net that runs is the copy in `folder`. One line is said where there is no code beside the weights to compare.
+    """
+    names = sorted({Path(name).name for name in references(metadata)})
+    origin = weights.resolve().parent.parent
+    if not names or origin == folder.resolve():
+        return
+    theirs = origin / CODE / "experiment"
+    ours = folder / CODE / "experiment"
+    if not all((ours / name).is_file() for name in names):
+        return  # recorded_files() refuses it
+    if not theirs.is_dir():
+        shown = ", ".join(names)
+        say(f"{weights}: the {shown} that made these weights is not beside them; the copy in {ours} runs, unverified")
+        return
+    if different := [name for name in names if is_different(theirs / name, ours / name)]:
+        which = ["--restore_file", weights.stem] if weights.parent.name == "weights" and weights.stem == "last" else []
+        raise UserError(
+            f"{weights}: these weights were made with another {', '.join(different)} than that of {folder}; not used. "
+            f"With their own: {command('--model_dir', origin, *which)}"
         )
 
 

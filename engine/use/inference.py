@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,13 +15,15 @@ import params as params_module
 from engine.checkpoint import read_metadata, read_weights
 from engine.precision import keep_freed_memory, pick_device
 from folder.folder import Folder
-from folder.locate import find_trained_weights, weights_name
+from folder.locate import check_weights_code, find_trained_weights, weights_name
+from folder.manifest import read_manifest
 from folder.provenance import recorded_files
 from folder.trust import NO_CONSENT, Consent
-from include import EXIT_DAMAGED, METRICS_BEST, METRICS_LAST
+from include import CHECKPOINTS, EXIT_DAMAGED, METRICS_BEST, METRICS_LAST
 from params import Params
 from utils import JsonObject, UserError
 
+PATIENCE, PAUSE = 50, 0.1  # times, seconds: for a training to write what belongs to its last commit
 NET_KEYS = ("arch", "arch_args", "ps", "im_sz", "resize", "n_clas")
 
 
@@ -62,23 +66,67 @@ class Trained:
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that train.py wrote, and what its metadata say."""
+    """A weights file that train.py wrote, read once: what is said of it and what is computed are of the same bytes."""
 
     path: Path
     name: str  # best, last or the name of the file
     epoch: int | None
-    kit: JsonObject
+    kit: JsonObject  # its metadata
+    tensors: dict[str, Tensor] = field(repr=False)
 
     @property
     def classes(self) -> list[str]:
         return self.kit["classes"]
 
 
-def find_trained(folder: Folder, restore_file: str) -> Weights:
-    """The weights that `restore_file` (best, last or a path) names. Reads their metadata alone. UserError."""
+def find_trained(folder: Folder, restore_file: str, say: Callable[[str], None] = print) -> Weights:
+    """The weights that `restore_file` (best, last or a path) names.
+
+    UserError when the folder is not trained, the file is damaged, or it belongs to other code of the experiment's own.
+    """
     path = find_trained_weights(folder, restore_file)
-    kit = check_metadata(path, read_metadata(path))
-    return Weights(path, weights_name(restore_file), find_epoch(folder, restore_file), kit)
+    tensors, kit, epoch = read_with_epoch(folder, path, restore_file)
+    check_metadata(path, kit)
+    check_finite_weights(path, tensors)
+    check_weights_code(folder.path, path, {key: kit[key] for key in NET_KEYS}, say)
+    return Weights(path, weights_name(restore_file), epoch, kit, tensors)
+
+
+def read_with_epoch(folder: Folder, path: Path, restore_file: str) -> tuple[dict[str, Tensor], JsonObject, int | None]:
+    """(tensors, metadata, epoch) of a weights file; no epoch for other files than best and last, or if it is uncertain.
+
+    A training that goes on replaces the weights, then the metrics, which name the epoch.
+    """
+    for _ in range(PATIENCE):
+        epoch = find_epoch(folder, restore_file)
+        tensors, kit = read_weights(path)
+        if epoch is None or is_committed(folder, restore_file, epoch):
+            return tensors, kit, epoch
+        if folder.status()["state"] != "running":
+            return tensors, kit, None
+        time.sleep(PAUSE)
+    return *read_weights(path), None
+
+
+def is_committed(folder: Folder, which: str, epoch: int) -> bool:
+    """True unless the training has committed another epoch as best or last than the metrics name.
+
+    Weights are written after the commit and before the metrics. So if they are read between the metrics and the
+    manifest, and both name one epoch, they are of this epoch.
+    """
+    with contextlib.suppress(UserError):
+        entry = read_manifest(folder.path / CHECKPOINTS).get(which)
+        return not entry or entry["epoch"] == epoch
+    return True
+
+
+def check_unchanged(weights: Weights) -> None:
+    """UserError when another process, a frozen copy, may have read other weights: the file is not the one read here."""
+    if read_metadata(weights.path).get("digest") != weights.kit["digest"]:
+        raise UserError(
+            f"{weights.path} was replaced while it was measured: a training goes on. Nothing was recorded; repeat the "
+            "command when it has ended, or give a copy of the file with --restore_file"
+        )
 
 
 def check_metadata(path: Path, kit: JsonObject) -> JsonObject:
@@ -120,22 +168,18 @@ def recorded_params(folder: Path, values: JsonObject, consent: Consent) -> Param
 
 def load_trained(
     folder: Folder,
-    restore_file: str,
+    weights: Weights,
     make_net: Callable[..., tuple[nn.Module, str]],
     average_views: Callable[..., Tensor],
     overrides: JsonObject,
     consent: Consent = NO_CONSENT,
 ) -> Trained:
-    """The net with the weights that `restore_file` (best, last or a path) names.
+    """The net with `weights`, as find_trained gives them.
 
     `average_views`: (net, images, tta) -> logits. Of `overrides`, only device, cuda and tta are used.
-    UserError when the folder is not trained, the file is damaged, or the net's own code is neither sealed by this user
-    nor trusted.
+    UserError when the weights do not fit, or the net's own code is neither sealed by this user nor trusted.
     """
-    path = find_trained_weights(folder, restore_file)
-    tensors, kit = read_weights(path)
-    check_metadata(path, kit)
-    check_finite_weights(path, tensors)
+    path, tensors, kit = weights.path, weights.tensors, weights.kit
     # The net that the metadata describe, on the device asked for, in fp32.
     values = {key: kit[key] for key in NET_KEYS}
     values |= {"tta": kit.get("tta", "none")}
@@ -157,8 +201,8 @@ def load_trained(
     return Trained(
         net=net,
         path=path,
-        name=weights_name(restore_file),
-        epoch=find_epoch(folder, restore_file),
+        name=weights.name,
+        epoch=weights.epoch,
         kit=kit,
         device=device,
         average_views=average_views,

@@ -14,7 +14,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.checkpoint import read_weights
 from engine.use.inference import Weights
 from folder.console import break_hard_link
 from folder.folder import Folder, now
@@ -94,8 +93,6 @@ def find_sealed_look(folder: Folder, weights: Weights) -> JsonObject | None:
     if lost:
         raise UserError(f"{folder.path / TEST_LOOKS}: {lost[0]}; {HOW}, so bring the list back", EXIT_DAMAGED)
     check_same_weights(folder.path, looks, weights.kit["digest"])
-    if looks:
-        read_weights(weights.path)  # the digest in the metadata is that of the content
     return looks[0] if looks else None
 
 

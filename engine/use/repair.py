@@ -95,10 +95,8 @@ def write_derived(folder: Folder, history: list[Row], epoch: int) -> list[str]:
     """
     from engine.checkpoint import Checkpoints
 
-    # History and metrics.
     resolved = folder.resolved()
     best = best_row(history, reference_name(resolved["best_metric"]), recorded_minimized(folder.meta()))
-    folder.derive(history, best)
     # Weights: of the best epoch, and of the last one that has ended.
     checkpoints = Checkpoints(folder.path)
     manifest = checkpoints.manifest()
@@ -107,6 +105,8 @@ def write_derived(folder: Folder, history: list[Row], epoch: int) -> list[str]:
     for which, entry in (("best", manifest["best"]), ("last", ended[-1] if ended else None)):
         if entry:
             remarks += export_weights(folder, which, checkpoints, entry, epoch)
+    # History and metrics, after the weights that they are of.
+    folder.derive(history, best)
     return remarks
 
 

@@ -1,18 +1,24 @@
 """A trained net is measured by the code that trained it, whatever has become of the tree; a sealed test split is looked
 at once."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
-from kit import ROOT, call, copy_kit, experiment, make_dataset, tree
+import torch
+from kit import ROOT, call, copy_kit, experiment, make_dataset, tree, wait_for
 
-from engine.use import evaluation, looks
+from engine.checkpoint import Snapshot, weights_file
+from engine.session import Commit
+from engine.use import evaluation, inference, looks
 from folder.folder import Folder
+from folder.identity import Identity
 from folder.provenance import INFERENCE_CODE, changed_files, is_result_code, pick_code, source_files
 from folder.trust import seal
 from utils import UserError
@@ -278,6 +284,96 @@ def test_other_data_does_not_spend_the_one_look(folders, world):
     (look,) = read_looks(folder)
     assert look["data"] == read_looks(folders / "m")[0]["data"]
     assert look["metrics"].keys() > own["metrics"].keys() - {"f1"}
+
+
+# --- beside a training that goes on -----------------------------------------------------------------------------
+
+
+def test_digest_and_numbers_are_of_the_same_bytes_when_the_file_is_replaced_meanwhile(folders):
+    """A thread exchanges two sets of weights for as long as they are measured."""
+    folder, changing = folders / "sealed", folders / "changing.safetensors"
+    sets = [folder / f"weights/{name}.safetensors" for name in ("best", "last")]
+    assert sets[0].read_bytes() != sets[1].read_bytes()
+    shutil.copy(sets[0], changing)
+    argv = ["--split", "valid", "--restore_file", changing]
+    expected = {}
+    for weights in sets:
+        _, result = measure(folder, folders / "expected", "--split", "valid", "--restore_file", weights)
+        origin = json.loads(next((folders / "expected").glob("evaluation_*/origin.json")).read_text())
+        expected[origin["weights"]] = result["metrics"]
+        shutil.rmtree(folders / "expected")
+    ended = threading.Event()
+
+    def exchange():
+        for number in itertools.count():
+            temporary = shutil.copy(sets[number % 2], folders / "temporary")
+            os.replace(temporary, changing)
+            if ended.wait(0.003):
+                return
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        for number in range(6):
+            _, result = measure(folder, folders / str(number), *argv)
+            origin = json.loads((folders / str(number) / "evaluation_valid_changing/origin.json").read_text())
+            assert result["metrics"] == expected[origin["weights"]]
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_the_epoch_is_that_of_the_weights(tmp_path):
+    """A writer commits one epoch after the other, in the order in which a training does."""
+    folder = Folder(tmp_path)
+    folder.identity = Identity.make()
+    for name in ("record", "weights", "checkpoints"):
+        (tmp_path / name).mkdir()
+    metadata = dict.fromkeys(inference.NET_KEYS, 0) | {"classes": ["a"], "normalisation": {}}
+    ended = threading.Event()
+
+    def write():
+        for epoch in itertools.count(1):
+            state = Snapshot(b"state", f"epoch_{epoch:04d}", epoch, epoch, 9)
+            tensors = {"epoch": torch.tensor([float(epoch)])}
+            row = {"epoch": epoch, "val_loss": 1.0}
+            Commit(state, [row], row, weights_file(tensors, metadata), is_best=True, keep_last=1).write(folder)
+            if ended.is_set():
+                return
+
+    Commit(Snapshot(b"", "epoch_0000", 0, 0, 9), [], None, None, False, 1).write(folder)
+    folder.write_status("running")
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        wait_for(tmp_path / "metrics_val_last_weights.json")
+        epochs = []
+        for number in range(60):
+            weights = inference.find_trained(folder, ("best", "last")[number % 2])
+            epochs.append(weights.epoch)
+            assert weights.epoch in (None, float(weights.tensors["epoch"]))
+        assert len(set(epochs) - {None}) > 3
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_copy_of_the_code_that_measured_other_weights_is_not_believed(folders):
+    folder, changing = folders / "sealed", folders / "changing.safetensors"
+    shutil.copy(folder / "weights/best.safetensors", changing)
+    other = shutil.copy(folder / "weights/last.safetensors", folders / "other")
+    change_frozen(folder)
+    script = folder / "record/code/evaluate.py"
+    head, line, rest = script.read_text().partition("from __future__ import annotations\n")
+    assert line
+    script.write_text(f"{head}{line}import os\nos.replace({str(other)!r}, {str(changing)!r})\n{rest}")
+    seal(folder, folder / "record/code")
+    before = tree(folder)
+    code, printed = look_at(folder, "--restore_file", changing)
+    assert code == 2, printed
+    assert "was replaced while it was measured" in printed.splitlines()[-1]
+    assert tree(folder) == before
+    assert not (folder / "record/test_looks.jsonl").exists()
 
 
 # --- other data -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import py_compile
+import shlex
 import shutil
 import stat
 import subprocess
@@ -424,3 +425,33 @@ def test_a_strangers_search_does_not_run_untold_and_ones_own_asks_nothing(world,
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine/loop.py" in done.stdout
     assert mark.exists()
+
+
+# --- weights of another experiment ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["predict", "evaluate", "export"])
+def test_weights_of_another_experiments_own_net_do_not_run_through_the_net_of_this_one(folders, world, script):
+    """Both are called net.py:Net, and the tensors fit."""
+    other = experiment(folders / "other", arch="net.py:Net", arch_args={}, num_epochs=1, seed=5)
+    (other / "net.py").write_text(NET.replace(".relu()", ".tanh()"))
+    assert call("train", "--data_dir", world / "data", "--model_dir", other)[0] == 0
+    argv = {"predict": [image(world)], "evaluate": ["--data_dir", world / "data"], "export": ["--format=torch"]}[script]
+    before = tree(folders / "own")
+    weights = other / "weights/last.safetensors"
+    line = refusal(script, "--model_dir", folders / "own", "--restore_file", weights, *argv)
+    assert "these weights were made with another net.py" in line
+    assert tree(folders / "own") == before
+    # the way out
+    pasted = shlex.split(line.split("With their own: ")[1])
+    assert pasted == ["--model_dir", str(other), "--restore_file", "last"]
+    assert call(script, *pasted, *argv)[0] == 0
+    # the same code, with another layout: the weights are used
+    frozen = folders / "own/record/code/experiment/net.py"
+    (other / "record/code/experiment/net.py").write_text("# a remark\n" + frozen.read_text())
+    assert call(script, "--model_dir", folders / "own", "--restore_file", weights, *argv)[0] == 0
+    # without their code: said
+    alone = shutil.copy(weights, folders / "alone.safetensors")
+    code, printed = call(script, "--model_dir", folders / "own", "--restore_file", alone, *argv)
+    assert code == 0, printed
+    assert "the net.py that made these weights is not beside them" in printed
