@@ -27,14 +27,14 @@ def verify(folder: Folder, request: Request) -> str:
     manifest = read_manifest(folder.path / CHECKPOINTS)
     meta = folder.meta()
     resolved = folder.resolved()
+    if not (folder.path / CODE / "train.py").is_file():
+        raise UserError(f"--verify: {folder.path} holds no {CODE}/train.py")
     if not manifest.get("done"):
         raise UserError(f"--verify: {folder.path} is not done; finish it first")
     if changed := sorted({what for session in meta["sessions"] for what in session.get("accepted") or []}):
         raise UserError(
             f"--verify: {folder.path} was continued with changed {', '.join(changed)}: no single code made it"
         )
-    if not (folder.path / CODE / "train.py").is_file():
-        raise UserError(f"--verify: {folder.path} holds no {CODE}/train.py")
     check_frozen_code(folder.path, consent_of(request))
     # Train again, and once more for the epochs that came on top.
     data = Path(request.data_dir or meta["data_dir"])

@@ -35,6 +35,9 @@ IDENTITY = "tests/folder/test_identity.py"
 GUARDS = [
     Guard("the seal is spent on the data of the training alone", "evaluate.py", "        other_data.check_seal(folder, data_dir)\n", "", f"{M}::test_other_data_does_not_spend_the_one_look"),
     Guard("numbers of other data are kept apart", "engine/use/other_data.py", "    if not compared or any(", "    if True or any(", f"{M}::test_numbers_of_other_data_are_not_the_folders_own"),
+    Guard("git takes the weights of the example", ".gitignore", "!experiments/example/weights/best.safetensors\n", "", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
+    Guard("git takes nothing else of the example", ".gitignore", "!experiments/example/train.log\n", "!experiments/example/train.log\n!experiments/example/*.png\n", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
+    Guard("line endings of the example", ".gitattributes", "* text=auto eol=lf\nexperiments/example/** -text\n", "", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
     Guard("other code without a copy is said", "folder/provenance.py", "    if note := describe_other_code(folder):", "    if note := None:",
           f"{M}::test_where_no_copy_is_kept_other_code_is_said"),
     Guard("no copy of the code is said", "folder/provenance.py", "    if not find_code(folder).exists():\n        raise", "    if False:\n        raise",

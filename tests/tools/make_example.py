@@ -1,7 +1,7 @@
 """Make experiments/example anew: the finished experiment that a fresh clone can look at and predict with.
 
-python docs/make_example.py            # train, evaluate, draw, blank what names this machine, replace the folder
-python docs/make_example.py --check    # exit 1 when a file of the folder is not the one that was made
+python tests/tools/make_example.py            # train, evaluate, draw, blank what names this machine, replace the folder
+python tests/tools/make_example.py --check    # exit 1 when a file of the folder is not the one that was made
 
 Run it last before a release, on a clean tree. It needs half a minute and no network. tests/data/example.sha256 lists
 what was made. Whatever else the commands write stays out: LEFT_OUT says what, and a file in neither list is an error.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from folder.manifest import seal  # noqa: E402
@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
         place = Path(name)
         folder = make(place)
         blank(folder)
+        leave_out(folder)  # before the page, which links to what is there
         write_experiment_page(folder)
         check(folder, place)
         replace(folder)
@@ -134,6 +135,14 @@ def blank(folder: Path) -> None:
     write_json(folder / META, seal(meta))
     write_json(folder / STATUS, read_json(folder / STATUS) | {"host": "", "pid": 0})
     write_json(folder / TRUST, {"files": list_result_code(), "seals": {}})
+
+
+def leave_out(folder: Path) -> None:
+    for name in LEFT_OUT:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def list_result_code() -> JsonObject:
