@@ -11,15 +11,15 @@ One row per image: path, label_1, prob_1, ..., error. A file that cannot be read
 from __future__ import annotations
 
 import argparse
-import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from engine.use.image_words import find_images, names_nothing
 from folder.arguments import Parser
 from folder.folder import Folder
 from folder.provenance import INFERENCE_CODE, changed_files, check_frozen_code, describe_other_code, pick_code
@@ -48,28 +48,6 @@ def make_parser() -> Parser:
     add("--json", action="store_true", help="print one JSON object on stdout, everything else on stderr")
     parser.epilog = "--device=cpu|cuda|mps says where to compute (default: chosen for the machine)"
     return parser
-
-
-def find_images(words: Sequence[str]) -> Iterator[str]:
-    """The files that the words name, in order: files, every image below folders, patterns, and `-` for stdin."""
-    for word in words:
-        if word == "-":
-            yield from find_images([line for line in sys.stdin.read().splitlines() if line and line != "-"])
-        elif word.startswith(("http://", "https://")):
-            raise UserError(f"{word}: addresses are not fetched; download the image, and give the file")
-        elif os.path.isdir(word):
-            yield from images_below(word)
-        elif not os.path.lexists(word) and glob.has_magic(word):
-            yield from find_images(sorted(glob.glob(word, recursive=True)))
-        else:
-            yield word
-
-
-def images_below(folder: str) -> Iterator[str]:
-    for current, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = [name for name in sorted(files) if not name.startswith(".")]
-        yield from (os.path.join(current, name) for name in shown if name.lower().endswith(IMAGE_EXTENSIONS))
 
 
 def find_experiment(
@@ -142,7 +120,7 @@ def answer(flags: argparse.Namespace, overrides: JsonObject, command: Sequence[s
     if not words:
         raise UserError("which images? Give files, folders of them or patterns; - reads paths from stdin")
     paths = list(find_images(words))
-    if not paths:
+    if all(map(names_nothing, paths)):
         raise UserError(
             f"{', '.join(words)}: no images found; give files, or folders with {' '.join(IMAGE_EXTENSIONS)}"
         )

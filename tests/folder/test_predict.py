@@ -108,6 +108,25 @@ def test_patterns_stdin_and_addresses(trained, data):
     assert (code, "no images found" in out) == (2, True)
 
 
+@pytest.mark.parametrize("flags", [[], ["--code=folder"]])
+def test_a_pattern_or_folder_without_images_is_told_like_a_missing_file(trained, data, tmp_path, flags):
+    """Beside images it is a row with its reason, and exit 0; alone, exit 2."""
+    image = data / "test/class_1/000.png"
+    for word, shown in ((f"{data}/test/nothing*.png", f"{data}/test/nothing*.png"), (tmp_path, f"{tmp_path}/*")):
+        code, out = call("predict", trained, image, word, "--json", *flags)
+        assert code == 0, out
+        rows = json.loads(out[out.index("{") : out.rindex("}") + 1])["rows"]
+        assert [row["path"] for row in rows] == [str(image), shown]
+        assert (rows[0]["error"], rows[1]["error"]) == ("", "No such file or directory")
+        assert "1 of 2 images could not be read" in out
+        code, out = call("predict", trained, "missing.png", word, "--json", *flags)
+        assert (code, "2 of 2 images could not be read" in out) == (2, True)
+    # what a pattern matches may hold folders without images
+    (tmp_path / "notes").mkdir()
+    shutil.copy(image, tmp_path / "a.png")
+    assert [row["path"] for row in rows_of(trained, f"{tmp_path}/*")] == [f"{tmp_path}/a.png"]
+
+
 def test_paths_from_stdin(trained, data, monkeypatch):
     import io
 
