@@ -39,6 +39,32 @@ def group_replicates(rows: Sequence[Row], keys: Sequence[str] | None = None) -> 
     return list(groups.values())
 
 
+def describe_repeats(runs: Sequence[Row], name: str) -> list[str]:
+    """What to know of a mean over `runs`, of the setting `name`: they may repeat a fold, or one run another."""
+    # Runs of the same seed and fold.
+    by_replicate: dict[str, list[Row]] = {}
+    for row in runs:
+        by_replicate.setdefault(json.dumps([row.params.get(key) for key in REPLICATE_KEYS]), []).append(row)
+    notes = [
+        f"{name}: {', '.join(row.name for row in same)} have the same seed and fold; the last one counts"
+        for same in by_replicate.values()
+        if len(same) > 1
+    ]
+    # Runs of the same fold, and folds of different numbers of parts.
+    by_fold: dict[str, list[str]] = {}
+    for *_, row in by_replicate.values():
+        if fold := row.params.get("fold"):
+            by_fold.setdefault(json.dumps(fold), []).append(row.name)
+    repeated = [f"{fold}: {', '.join(names)}" for fold, names in by_fold.items() if len(names) > 1]
+    if repeated and len(by_fold) > 1:
+        num_runs = sum(map(len, by_fold.values()))
+        notes.append(f"{name}: n = {num_runs} runs of {len(by_fold)} folds, of fold {'; of fold '.join(repeated)}")
+    parts = sorted({json.loads(fold)[-1] for fold in by_fold})
+    if len(parts) > 1:
+        notes.append(f"{name}: folds of {' and of '.join(map(str, parts))} parts are averaged")
+    return notes
+
+
 def label_run(row: Row, keys: Sequence[str]) -> str:
     """The parameters `keys` of a run in words; its folder's name when they are too long, or when there are none."""
     text = ", ".join(f"{key} {format_value(row.params.get(key))}" for key in keys)

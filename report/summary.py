@@ -12,7 +12,15 @@ from report.formats import list_problems, replace_surrogates, to_csv, to_latex, 
 from report.ownership import RESULTS_CSV, RESULTS_MD, may_write
 from report.rows import Problems, Row, read_rows
 from report.select import choose_columns, split_names
-from report.settings import REPLICATE_KEYS, differing_keys, format_value, group_replicates, label_run, setting_keys
+from report.settings import (
+    REPLICATE_KEYS,
+    describe_repeats,
+    differing_keys,
+    format_value,
+    group_replicates,
+    label_run,
+    setting_keys,
+)
 from report.statistics import LEVEL, Group, Verdict, confidence_interval, judge, resolution
 from report.tables import (
     Table,
@@ -38,6 +46,7 @@ class Summary:
     problems: Problems
     groups: Table = field(default_factory=Table)
     verdict: str = ""
+    notes: list[str] = field(default_factory=list)  # what to know of the means: repeated folds, repeated runs
     remark: str = ""  # how the runs were made comparable
 
 
@@ -74,6 +83,9 @@ def summarise(
             lines[i]["p"] = p
         columns = list(lines[0])
         summary.groups = Table(columns, sort_lines(lines, columns, rows, _sort_if_known(sort, columns)))
+        for group in groups:
+            runs = [row for row in group if counts_in_mean(row, metric, include_unfinished)]
+            summary.notes += describe_repeats(runs, _name_setting(group, keys))
 
     # One sentence.
     if verdict and len(present) > 1:
@@ -105,8 +117,12 @@ def _name_setting(group: Sequence[Row], keys: Sequence[str]) -> str:
 
 def _counted_runs(group: Sequence[Row], metric: str, include_unfinished: bool) -> dict[str, Row]:
     """Seed and fold -> the run that counts. Duplicate runs count once; the later name is kept."""
-    runs = [row for row in group if (include_unfinished or row.is_done) and row.best.get(metric) is not None]
+    runs = [row for row in group if counts_in_mean(row, metric, include_unfinished)]
     return {" ".join(format_value(row.params.get(key)) for key in REPLICATE_KEYS): row for row in runs}
+
+
+def counts_in_mean(row: Row, metric: str, include_unfinished: bool) -> bool:
+    return (include_unfinished or row.is_done) and row.best.get(metric) is not None
 
 
 def _times(sign: int, group: Group) -> Group:
@@ -159,7 +175,7 @@ def format_summary(summary: Summary, top: int = MAX_LINES, columns: str | None =
     shows_runs = bool(summary.runs.lines) and not (shows_groups and (columns or style == "latex"))
     parts = []
     if shows_groups:
-        parts += [*_format_table(summary.groups, top, columns, formatter), summary.verdict]
+        parts += [*_format_table(summary.groups, top, columns, formatter), summary.verdict, "\n".join(summary.notes)]
     if shows_runs:
         parts += ["Each run:"] if shows_groups else []
         parts += _format_table(summary.runs, top, columns, formatter)
@@ -208,6 +224,8 @@ def summary_object(summary: Summary, top: int | None = None) -> dict[str, object
     if summary.groups.lines:
         values["groups"] = summary.groups.lines[: top or None]
     values["verdict"] = summary.verdict
+    if summary.notes:
+        values["notes"] = summary.notes
     if summary.remark:
         values["remark"] = summary.remark
     return values

@@ -39,7 +39,8 @@ def write_figures_and_pages(
     if target in folders and (target / RESOLVED).exists():  # a single experiment has its own page
         written.append(write_experiment_page(target))
     else:
-        verdict = summarise(rows, problems, sort).verdict
+        summary = summarise(rows, problems, sort)
+        verdict = " ".join(filter(None, [summary.verdict, *summary.notes]))
         written.append(write_runs_page(target, ranked, problems, verdict, sort))
     write_experiment_pages([folder for folder in folders if folder != target])
     return written, remarks

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from kit import ROOT, call, experiment, make_dataset
-from runs import make_folder, make_history, write
+from runs import make_folder, make_history, make_run, write
 
 from report.formats import to_latex, to_markdown
 from report.rows import read_rows
@@ -107,6 +107,32 @@ def test_folds_are_replicates_and_runs_alone_no_claim(tmp_path):
     single = as_json(tmp_path / "lr_0.1__fold_1", tmp_path / "lr_0.2__fold_1")
     assert "one run each, so no claim" in single["verdict"]
     assert "groups" not in single
+
+
+def test_repeated_folds_and_runs_are_told(tmp_path):
+    """Two runs of fold 1 (with other seeds), a copy of a run, and folds of another number of parts."""
+    for name, fold, seed in (("a", [1, 2], 0), ("b", [1, 2], 1), ("c", [2, 2], 0)):
+        make_run(tmp_path / name, 0.8, ps=0.5, fold=fold, seed=seed)
+    make_run(tmp_path / "d", 0.7, ps=0.1, fold=[1, 2])
+    make_run(tmp_path / "e", 0.7, ps=0.1, fold=[2, 2])
+    code, out = call("synthesize_results", "--parent_dir", tmp_path)
+    assert code == 0
+    assert "ps 0.5: n = 3 runs of 2 folds, of fold [1, 2]: a, b" in out
+    assert "ps 0.5: n = 3 runs of 2 folds" in (tmp_path / "results.md").read_text()
+    assert call("plot_results", "--parent_dir", tmp_path)[0] == 0
+    assert "ps 0.5: n = 3 runs of 2 folds" in (tmp_path / "report.html").read_text()
+    assert out.count("ps 0.1:") == 0
+    # a copy of a run counts once, and says so
+    make_run(tmp_path / "f", 0.7, ps=0.1, fold=[2, 2])
+    code, out = call("synthesize_results", "--parent_dir", tmp_path, "--json")
+    result = json.loads(out[out.index("{") :])
+    assert "ps 0.1: e, f have the same seed and fold; the last one counts" in result["notes"]
+    (group,) = [group for group in result["groups"] if group["ps"] == 0.1]
+    assert (group["n"], group["status"]) == (2, "done")
+    # folds of other numbers of parts are no replicates of these
+    make_run(tmp_path / "g", 0.7, ps=0.1, fold=[1, 3])
+    code, out = call("synthesize_results", "--parent_dir", tmp_path)
+    assert "ps 0.1: folds of 2 and of 3 parts are averaged" in out
 
 
 def test_only_runs_that_are_done_count(search):

@@ -178,6 +178,7 @@ GUARDS = [
           "tests/unit/test_hostile_text.py::test_a_spreadsheet_is_given_no_formula"),
     Guard("predict: a pattern without matches", "engine/use/image_words.py", "for path in images_at(match)] or [word]", "for path in images_at(match)]", "tests/folder/test_predict.py::test_a_pattern_or_folder_without_images_is_told_like_a_missing_file"),
     Guard("predict: a folder without images", "engine/use/image_words.py", ' or [os.path.join(word, "*")]', "", "tests/folder/test_predict.py::test_a_pattern_or_folder_without_images_is_told_like_a_missing_file"),
+    Guard("tables: repeated folds are told", "report/summary.py", "            summary.notes += describe_repeats(runs, _name_setting(group, keys))\n", "", "tests/report/test_tables.py::test_repeated_folds_and_runs_are_told"),
     Guard("weights are finite", "engine/use/inference.py", "    check_finite_weights(path, tensors)\n", "", "tests/unit/test_hostile_text.py::test_weights_that_are_not_finite_are_refused"),
     Guard("too few file handles are said", "utils.py", "error.errno in (errno.EMFILE, errno.ENFILE)", "False", "tests/unit/test_hostile_text.py::test_too_many_open_files_says_what_to_do"),
     Guard("a full disk under tensorboard has no traceback", "engine/observers.py", "            threading.excepthook = _hide_writer_error\n", "",
