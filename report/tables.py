@@ -162,11 +162,7 @@ def make_group_lines(
         if has_size:
             line["num_parameters"] = group[0].num_parameters
         line["seconds"] = mean_of(round(row.seconds, 1) if row.num_epochs else None for row in runs)
-        line["status"] = (
-            "done"
-            if len(runs) == len(group) or all(row.is_done for row in group)
-            else f"{len(runs)} of {len(group)} done"
-        )
+        line["status"] = "done" if len(runs) == len(group) else f"{len(runs)} of {len(group)} done"
         lines.append(line)
     return lines
 
