@@ -118,6 +118,7 @@ class Loader(Split):
         self.augment = make_augment(params, self.im_sz, source.size) if self.is_train else None
         self.fetcher = Fetcher(source, self.augment, params, device, order.micro_batch_size)
         self._labels = torch.from_numpy(source.index.labels)  # (N,) int32
+        self._weights = self._make_weights()
         self._crop = self.augment or Augment([], self.im_sz, params.seed)  # evaluation takes the centre
         self._normalise = Normalise(self.im_sz, pinned["mean"], pinned["std"], device)
 
@@ -127,7 +128,7 @@ class Loader(Split):
         """`accumulate` micro-batches per step, from `start_step` on. The images before it are not loaded.
 
         (images (B, 3, H, W) float32, channels last in memory; labels (B,) int64, or soft (B, K) when mixed;
-        positions (B,) on the CPU; weights (B,), 0 for padding)
+        positions (B,) on the CPU; weights (B,), 0 for padding, 1 on average elsewhere)
         """
         buffer = BatchBuffer(self.im_sz, self.device)
         for micro_batch, stored in self.fetcher.fetch(epoch, self.order.micro_batches(epoch, start_step)):
@@ -146,9 +147,16 @@ class Loader(Split):
             images, labels = mix(images, labels, len(self.classes), params.mixup, params.cutmix, key)
         # Padding does not count.
         weights = torch.ones(len(positions), device=self.device)
+        if self._weights is not None:
+            weights = self._weights[positions].to(self.device, non_blocking=True)
         if micro_batch.num_real < len(positions):
             weights[micro_batch.num_real :] = 0
         return images, labels, positions, weights
+
+    def _make_weights(self) -> Tensor | None:
+        """(N,) the weights of training images, 1 on average; None where all are equal."""
+        given = self.source.index.weights
+        return torch.from_numpy(given / given.mean()).float() if self.is_train and given is not None else None
 
     def _make_images(self, buffer: BatchBuffer, epoch: int, micro_batch: MicroBatch, stored: Stored) -> Tensor:
         """(B, 3, side, side) float32, augmented, normalised and of the size that this epoch has."""
@@ -178,6 +186,8 @@ class Loader(Split):
         steps = [f"{self.split}: {self.num_images} images of {len(self.classes)} classes at {self.im_sz} px"]
         if self.augment:
             steps.append("augmented in batches" if self.augment.is_batched else "augmented per image")
+        if self._weights is not None:
+            steps.append("weighted as labels.csv says")
         if self.is_train and (sizes := progressive.describe_training_sizes(self.params, self.im_sz)):
             steps.append(sizes)
         steps += [self.fetcher.description, f"{self.num_workers} workers"]

@@ -102,11 +102,18 @@ def _open_split(index: Index, params: Params, im_sz: int, cache_dir: Path) -> So
         size,
         params.resize,
         decoded.form,
-        decoded.note,
+        "; ".join(filter(None, [decoded.note, _describe_absent(index)])),
         skipped=tuple(index.paths[position] for position in decoded.bad),
         jpegs=decoded.jpegs,
     )
     return _without_bad(whole, decoded.bad) if decoded.bad else whole
+
+
+def _describe_absent(index: Index) -> str:
+    """The classes of which a split has no image, as only labels.csv can make one."""
+    counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+    absent = [name for name, count in zip(index.classes, counts, strict=True) if not count]
+    return f"no {index.split} image of {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}" if absent else ""
 
 
 def _without_bad(whole: Source, bad: dict[int, str]) -> Source:
@@ -114,8 +121,8 @@ def _without_bad(whole: Source, bad: dict[int, str]) -> Source:
     is_good = np.ones(len(whole.index), bool)
     is_good[list(bad)] = False
     part = subset(whole, is_good, whole.index.split)
-    for name, count in zip(part.index.classes, part.class_counts(), strict=True):
-        if not count:
+    for name, before, after in zip(part.index.classes, whole.class_counts(), part.class_counts(), strict=True):
+        if before and not after:
             first = next(iter(bad.values()))
             raise UserError(f"{part.index.split}: no image of class {name!r} can be used: {first}")
     return part

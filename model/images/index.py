@@ -35,6 +35,7 @@ class Index:
     ctimes: np.ndarray  # (N,) int64, ns: when content, owner, permissions or number of links changed
     ignored: Counter[str] = field(default_factory=Counter)  # reason -> count
     groups: np.ndarray | None = None  # (N,) int64, numbers of the groups in the whole dataset; None: it has none
+    weights: np.ndarray | None = None  # (N,) float64, above 0: of the images in the training loss; None: all are equal
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,6 +52,7 @@ class Index:
             self.mtimes[positions],
             self.ctimes[positions],
             groups=None if self.groups is None else self.groups[positions],
+            weights=None if self.weights is None else self.weights[positions],
         )
 
     def __add__(self, other: "Index") -> "Index":
@@ -65,7 +67,8 @@ class Index:
             np.concatenate([self.mtimes, other.mtimes]),
             np.concatenate([self.ctimes, other.ctimes]),
             self.ignored + other.ignored,
-            None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups]),
+            _join(self.groups, other.groups),
+            _join(self.weights, other.weights),
         )
 
     @property
@@ -92,6 +95,10 @@ class Index:
         for column in (self.paths.lengths, self.sizes, self.mtimes):
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
+
+
+def _join(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or second is None else np.concatenate([first, second])
 
 
 def by_class(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +187,7 @@ def index_split(folder: Path, split: str, root: Path) -> Index:
     counts: list[int] = []
     for path in class_folders.values():
         num_before, ignored_before = len(listing), ignored.copy()
-        _list_images(listing, path, len(os.path.join(root, "")), set())
+        list_images(listing, path, len(os.path.join(root, "")), set())
         counts.append(len(listing) - num_before)
         if not counts[-1]:
             others = describe_ignored(ignored - ignored_before)
@@ -248,7 +255,7 @@ class Listing:
         return Index(root, split, classes, paths, labels, sizes, mtimes, ctimes, self.ignored)
 
 
-def _list_images(listing: Listing, folder: str, prefix: int, visited: set[tuple[int, int]]) -> None:
+def list_images(listing: Listing, folder: str, prefix: int, visited: set[tuple[int, int]]) -> None:
     """Add the images below a class folder, sub-folders too; a folder is entered once, whatever leads to it.
 
     `prefix`: the number of characters of a path that belong to the root.
@@ -274,7 +281,7 @@ def _list_images(listing: Listing, folder: str, prefix: int, visited: set[tuple[
             size, mode = -1, stat.S_IFREG
             mtime, ctime = 0, 0
         if stat.S_ISDIR(mode):
-            _list_images(listing, entry.path, prefix, visited)
+            list_images(listing, entry.path, prefix, visited)
         elif stat.S_ISREG(mode):
             listing.add(entry.path[prefix:], size, mtime, ctime)
         else:

@@ -142,7 +142,7 @@ class Source:
         of the lengths of the names (uint16), the sizes (int64), labels (int32) and content digests, little-endian.
         The order is that of the index, which sorts by name: file system and Unicode form do not matter. Lossy pixels
         are other data, so that a run cannot change to them, or back, unnoticed. All folds have the same fingerprint.
-        Which images are of one group is in it, too, where there are groups of several.
+        Which images are of one group, and their weights, are in it where there are groups and weights.
         """
         if self.fold:
             return self.fold["data"]
@@ -162,7 +162,8 @@ class Source:
             columns.update(self.digests[self.cache_rows[part]].data)
         lossy = f"jpeg {cache.JPEG_QUALITY}" if self.jpegs else ""
         groups = index.group_digest() if index.is_grouped else b""
-        return hashlib.sha256(names.digest() + columns.digest() + lossy.encode() + groups).hexdigest()
+        weights = b"" if index.weights is None else hashlib.sha256(index.weights.astype("<f8").data).digest()
+        return hashlib.sha256(names.digest() + columns.digest() + lossy.encode() + groups + weights).hexdigest()
 
     def content_keys(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, 2) uint64: the digests of the files at `positions` as pairs of numbers that sort as the digests do."""

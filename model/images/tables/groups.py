@@ -22,13 +22,33 @@ class Groups:
     num_without: int  # images without a group
 
 
-def read_groups(data_dir: Path, positions: Mapping[str, int]) -> list[str]:
-    """The group of each image as groups.csv says, "" for none. UserError when it is damaged."""
+def read_groups(data_dir: Path, positions: Mapping[str, int], left_out: Iterable[str]) -> list[str]:
+    """The group of each image as groups.csv says, "" for none. UserError when it is damaged.
+
+    `left_out`: images that labels.csv does not name; rows about them are passed over.
+    """
     table = read_table(data_dir / GROUPS, ("path", "group"))
-    named = [""] * len(positions)
-    for position, group in zip(locate_images(table, positions, data_dir), table.columns["group"], strict=True):
+    others = {path: place for place, path in enumerate(left_out, len(positions))}
+    named = [""] * (len(positions) + len(others))
+    for position, group in zip(
+        locate_images(table, {**positions, **others}, data_dir), table.columns["group"], strict=True
+    ):
         named[position] = group
-    return named
+    return named[: len(positions)]
+
+
+def agree(paths: Iterable[str], named: Sequence[str], column: Mapping[str, str], data_dir: Path) -> list[str]:
+    """The groups of groups.csv, and where it names none, those of the column of labels.csv. UserError: they differ."""
+    both = []
+    for path, group in zip(paths, named, strict=True):
+        other = column.get(path, "")
+        if group and other and group != other:
+            raise UserError(
+                f"{data_dir / GROUPS}: {path!r} is of the group {group!r}, and of {other!r} in labels.csv; correct one "
+                "of them, or leave the column group out of labels.csv"
+            )
+        both.append(group or other)
+    return both
 
 
 def number_groups(named: Sequence[str]) -> Groups:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from model.images.index import Index, find_splits, index_split
 from model.images.paths import to_nfc
-from model.images.tables.groups import GROUPS, Groups, check_sides, number_groups, read_groups
+from model.images.tables.groups import GROUPS, Groups, agree, check_sides, number_groups, read_groups
+from model.images.tables.labels import LABELS, Labelled, list_labelled
 
 
 @dataclass
@@ -13,7 +14,7 @@ class Splits:
     """The splits of one dataset folder. A folder's files are listed when they are asked for, or by a table."""
 
     data_dir: Path
-    folders: dict[str, Path]  # split -> the folder that holds it
+    folders: dict[str, Path]  # split -> the folder that holds it, or the table that says what it is
     indexes: dict[str, Index] = field(default_factory=dict)
     groups: Groups | None = None
 
@@ -36,20 +37,26 @@ class Splits:
 
 def list_splits(data_dir: Path) -> Splits:
     """UserError when there is no training data, or a table is damaged or does not fit the images."""
-    splits = Splits(data_dir, find_splits(data_dir))
-    if not (data_dir / GROUPS).exists():
-        return splits
-    _set_groups(splits)
+    if (data_dir / LABELS).exists():
+        labelled = list_labelled(data_dir)
+        splits = Splits(data_dir, dict.fromkeys(labelled.indexes, data_dir / LABELS), labelled.indexes)
+    else:
+        labelled = Labelled({}, {}, set())
+        splits = Splits(data_dir, find_splits(data_dir))
+    if labelled.groups or (data_dir / GROUPS).exists():
+        _set_groups(splits, labelled)
     return splits
 
 
-def _set_groups(splits: Splits) -> None:
-    """Read groups.csv, and note the group of each image in the indexes."""
+def _set_groups(splits: Splits, labelled: Labelled) -> None:
+    """Read the groups, and note that of each image in the indexes."""
     indexes = [splits.index(split) for split in splits.folders]
-    paths = (to_nfc(path) for index in indexes for path in index.paths)
-    positions = {path: position for position, path in enumerate(paths)}
-    named = read_groups(splits.data_dir, positions)
-    splits.groups = number_groups(named)
+    paths = [to_nfc(path) for index in indexes for path in index.paths]
+    named = [""] * len(paths)
+    if (splits.data_dir / GROUPS).exists():
+        positions = {path: position for position, path in enumerate(paths)}
+        named = read_groups(splits.data_dir, positions, labelled.left_out)
+    splits.groups = number_groups(agree(paths, named, labelled.groups, splits.data_dir))
     first = 0
     for index in indexes:
         index.groups = splits.groups.numbers[first : first + len(index)]
