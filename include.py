@@ -39,6 +39,7 @@ CODE, AUGMENTATION, TEST_LOOKS = "record/code", "record/augm.json", "record/test
 STDOUT, STDERR, DIFF_PATCH = "record/stdout.txt", "record/stderr.txt", "record/diff.patch"
 REQUIREMENTS = "record/requirements.txt"
 TRUST = "record/trust.json"  # whose code record/code is
+MONITORS = "monitors"  # tables of the observers that look into the net
 FOLD, FOLDS = "record/fold.json", "record/folds.json"  # of one experiment, of a search
 LR_FIND, LR_FIND_PNG = "record/lr_find.json", "lr_find.png"
 JOBS = "record/jobs"  # of a search: what its tasks print; of one run: its Slurm job

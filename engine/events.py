@@ -7,7 +7,10 @@ from engine.state import Row
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands, and the means since the Step before. `due`: False when only control was wanted."""
+    """Where training stands, and the means since the Step before.
+
+    due: False when only control was wanted; waiting: the share of the time since then that went into waiting for data.
+    """
 
     epoch: int
     step: int
@@ -16,6 +19,7 @@ class Step:
     values: dict[str, float]
     images_per_second: float
     due: bool = True
+    waiting: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def train_epoch(run: Run, state: State) -> Iterator[Step]:
     last_step = min(first_step + loader.num_batches, run.total_steps)
     run.net.train()
     run.before_epoch(state.epoch)
-    batches = iter(loader.batches(state.epoch, state.step - first_step))
+    batches = TimedBatches(loader.batches(state.epoch, state.step - first_step))
     begun = time.perf_counter()
     num_seen = 0
     while state.step < last_step:
@@ -122,9 +122,29 @@ def train_epoch(run: Run, state: State) -> Iterator[Step]:
             means = read_recent(run, state, is_due)
             elapsed = time.perf_counter() - begun
             state.seconds += elapsed
-            yield make_step(run, state, means, num_seen / elapsed, is_due)
+            waiting = batches.seconds / elapsed
+            yield make_step(run, state, means, num_seen / elapsed, is_due, waiting)
+            batches.seconds = 0.0
             begun = time.perf_counter()
             num_seen = 0
+
+
+class TimedBatches:
+    """The batches of a loader, and the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Batch]):
+        self.batches = iter(batches)
+        self.seconds = 0.0
+
+    def __iter__(self) -> "TimedBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        begun = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - begun
 
 
 def close_training(run: Run, state: State) -> None:
@@ -293,10 +313,10 @@ def read_recent(run: Run, state: State, is_due: bool) -> dict[str, float]:
     return means
 
 
-def make_step(run: Run, state: State, means: dict[str, float], images_per_second: float, is_due: bool) -> Step:
-    """A Step event with the progress of the training."""
+def make_step(run: Run, state: State, means: dict[str, float], speed: float, is_due: bool, waiting: float) -> Step:
+    """A Step event with the progress of the training. `speed`: in images per second."""
     rates = learning_rates(run.optimizer)
-    return Step(state.epoch + 1, state.step, rates, means["loss"], means, images_per_second, is_due)
+    return Step(state.epoch + 1, state.step, rates, means["loss"], means, speed, is_due, waiting)
 
 
 def seed_device(device: torch.device, seed: int) -> None:

@@ -13,7 +13,7 @@ from engine.distributed import World
 from engine.events import Epoch, Event, Step
 from engine.failures import explain
 from engine.loop import Run, check_finite
-from engine.observers import make_observers
+from engine.observers.watchers import Watchers
 from engine.plan import Plan
 from engine.precision import Choice
 from engine.schedule import is_as_stated, new_extension, num_steps
@@ -128,9 +128,7 @@ class Session:
         self.resolved = resolved | {"pinned": plan.pinned}
         self.metadata = weights_metadata(self.resolved)
         is_main = run.world.is_main
-        self.observers = (
-            make_observers(plan.params.observers, plan.folder.path, plan.params, state.step) if is_main else []
-        )
+        self.watchers = Watchers.make(run, state, plan.folder.path) if is_main else Watchers([], run, state)
 
     def __enter__(self) -> "Session":
         self.control.open()
@@ -254,12 +252,10 @@ class Session:
         if isinstance(event, Epoch):
             self._commit(event)
             log.info("%s", describe(event, self.state.num_epochs))
-            for observer in self.observers:
-                observer.epoch(event, self.state.history)
+            self.watchers.epoch(event, self.state.history)
         else:
             if isinstance(event, Step) and event.due:  # before the commit: killed between them, a step is shown again
-                for observer in self.observers:
-                    observer.step(event)
+                self.watchers.step(event)
             if save:
                 self._commit(shards=shards)
         self.folder.write_status("running", epoch=self.state.epoch, step=self.state.step)
@@ -299,8 +295,7 @@ class Session:
     def _stop(self, status: str, message: str, code: int = 0) -> None:
         """Close the observers, record in status.json how it ended, and draw the last figure."""
         self.bar.close()
-        for observer in self.observers:
-            observer.close()
+        self.watchers.close()
         update_meta(self.folder, end=now())
         self.folder.write_status(status, message, code, epoch=self.state.epoch, step=self.state.step)
         if best := self._best_row():

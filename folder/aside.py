@@ -14,6 +14,7 @@ from include import (
     METRICS_BEST,
     METRICS_LAST,
     METRICS_TEST,
+    MONITORS,
     RECORD,
     TENSORBOARD,
     TRAIN_HISTORY_PNG,
@@ -26,7 +27,7 @@ OTHER_DATA = "other_data"  # what evaluate.py measured on other data than that o
 # In the order in which they are moved: first what a start or evaluate.py would go on from, last what proves the run.
 OUTPUTS = (
     CHECKPOINTS, WEIGHTS, HISTORY_JSON, HISTORY_CSV, METRICS_BEST, METRICS_LAST, METRICS_TEST, EVALUATION, TENSORBOARD,
-    TRAIN_HISTORY_PNG, BATCH_PNG, LR_FIND_PNG, TRAIN_LOG, "report.html", "export", OTHER_DATA,
+    TRAIN_HISTORY_PNG, BATCH_PNG, LR_FIND_PNG, TRAIN_LOG, MONITORS, "wandb", "report.html", "export", OTHER_DATA,
 )  # fmt: skip
 UNFINISHED = "."  # begins the name of an attempt in attempts/ until everything of it is there
 

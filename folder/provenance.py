@@ -37,7 +37,7 @@ RESULT_CODE = {
     "model/images/check.py": False,
     "folder/history.py": True,  # it chooses the best epoch
     "engine": True,
-    "engine/observers.py": False,
+    "engine/observers": False,
     "engine/use": False,
     "engine/use/inference.py": True,
 }

@@ -257,7 +257,9 @@ class Keys(Strict):
         WATCH, "accuracy", "Validation metric that chooses the best epoch; ties go to the earliest."
     )
     observers: list[Text] = key(
-        WATCH, ["tensorboard", "live_plot"], "Observers of the training, by name or FILE.py:NAME."
+        WATCH,
+        ["tensorboard", "live_plot"],
+        "Observers of the training, by name or FILE.py:NAME; see docs/observers.md.",
     )
     save_summary_steps: int = key(WATCH, 100, "Number of optimizer steps between two reports.", ge=1)
     early_stopping: EarlyStoppingKeys | None = key(WATCH, None, "Stop when a metric no longer improves; null: never.")

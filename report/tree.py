@@ -16,6 +16,7 @@ from include import (
     META,
     METRICS_BEST,
     METRICS_LAST,
+    MONITORS,
     PARAMS,
     RECORD,
     RESOLVED,
@@ -25,7 +26,8 @@ from include import (
 )
 from utils import UserError
 
-NOT_SEARCHED = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS, EVALUATION}  # below an experiment
+# Folders below an experiment in which there is no other one.
+NOT_SEARCHED = {RECORD, ATTEMPTS, CHECKPOINTS, TENSORBOARD, WEIGHTS, EVALUATION, MONITORS, "wandb"}
 EXPERIMENT_FILES = {PARAMS, HISTORY_JSON, METRICS_BEST, METRICS_LAST}  # a folder with one of them is an experiment
 
 NaturalKey: TypeAlias = list[str | float]

@@ -56,6 +56,17 @@ def test_a_finished_folder_stays_done(old, data):
     assert tree(old / "finished") == before
 
 
+def test_its_damaged_table_comes_back_from_its_state(old, data):
+    """It has no digests of its results: what can be seen is that history.csv is not that of history.json."""
+    path = old / "finished/history.csv"
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])
+    code, printed = call("train", "--data_dir", data, "--model_dir", old / "finished")
+    assert code == 0
+    assert "written again" in printed
+    assert path.read_bytes() == before
+
+
 def test_tables_plots_and_pages_read_it(old):
     code, printed = call("synthesize_results", old / "finished", old / "interrupted", "--json")
     assert code == 0

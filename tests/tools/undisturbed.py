@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,7 @@ class Shared:
         key = json.dumps([changes, chain, code, data, isa], sort_keys=True)
         if key in self.folders:
             return self.folders[key]
-        folder = self.root / f"reference_{len(self.folders)}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="reference_", dir=self.root))
         (folder / "params.json").write_text(json.dumps(PARAMS | changes | {"num_epochs": chain[0]}))
         command = ["--data_dir", self.data[data], "--model_dir", folder]
         environ = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}

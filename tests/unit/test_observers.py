@@ -13,12 +13,14 @@ from PIL import Image
 
 from engine.loop import Epoch, Step
 from engine.observers import OBSERVERS, LivePlot, Observer, make_observers
+from params import Params, load
 from report.figures import save_history_figure
-from utils import UserError
+from utils import UserError, write_json
 
 
-def params(folder: Path) -> SimpleNamespace:
-    return SimpleNamespace(folder=folder, best_metric="accuracy")
+def params(folder: Path, **changes: object) -> Params:
+    write_json(folder / "params.json", changes)
+    return load(folder)
 
 
 def step(number: int, rates: list[float]) -> Step:
@@ -41,7 +43,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_and_a_resumed_run_has_no_doubles(tmp_path):
     (observer,) = make_observers(["tensorboard"], tmp_path, params(tmp_path))
-    assert list(tmp_path.iterdir()) == []  # nothing before the first event
+    assert [path.name for path in tmp_path.iterdir()] == ["params.json"]  # nothing before the first event
     for number in (10, 20, 30):
         observer.step(step(number, [0.1, 0.1, 0.1]))
     observer.epoch(epoch(1, 20), [])
@@ -63,7 +65,7 @@ def test_tensorboard_and_a_resumed_run_has_no_doubles(tmp_path):
 def test_live_plot_is_drawn_seldom_when_it_is_slow(tmp_path, monkeypatch):
     (tmp_path / "metrics_val_best_weights.json").write_text(json.dumps({"epoch": 1, "loss": 0.9}))
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("engine.observers.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("engine.observers.live_plot.time.monotonic", lambda: clock.now)
     drawn: list[int] = []
 
     def draw(path, history, metric, best_epoch):
@@ -71,14 +73,14 @@ def test_live_plot_is_drawn_seldom_when_it_is_slow(tmp_path, monkeypatch):
         drawn.append(len(history))
         save_history_figure(path, history, metric, best_epoch)
 
-    monkeypatch.setattr("engine.observers.save_history_figure", draw)
+    monkeypatch.setattr("engine.observers.live_plot.save_history_figure", draw)
     observer, history = LivePlot(tmp_path, params(tmp_path)), []
     for number in range(1, 31):
         clock.now += 5.0
         event = epoch(number, number)
         history.append(event.row)
         observer.epoch(event, history)
-    assert drawn == list(range(5, 31, 5))
+    assert drawn == [1, *range(6, 31, 5)]  # the first whatever it costs
     with Image.open(tmp_path / "train_history.png") as image:
         assert image.size[0] > 900
 
@@ -111,7 +113,8 @@ def test_an_observer_of_the_experiments_own(tmp_path):
 
 
 def test_registry():
-    assert set(OBSERVERS) == {"tensorboard", "live_plot"}
+    names = "tensorboard live_plot activations gradients updates histograms graph csv_steps system wandb mlflow"
+    assert set(OBSERVERS) == set(names.split())
     assert make_observers([], Path(), params(Path())) == []
 
 
