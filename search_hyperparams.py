@@ -75,12 +75,16 @@ def serve_training() -> int:
     return serve(resolve_name(WORKER))
 
 
-def assign_folds(params: Params, data_dir: Path, cache_dir: str | None) -> Assignment | None:
+def look_at_data(params: Params, data_dir: Path, cache_dir: str | None, folds: bool) -> Assignment | None:
     """The fold of each image, the same for all children; None without folds. Builds their caches.
 
-    UserError when there are too few images.
+    UserError for what every child would refuse: no classes, too few images. `folds`: False leaves them out.
     """
-    if not params.search.folds:
+    from model.images.image_folder import check_listing
+
+    if params.dataset == "image_folder" and not {"dataset", "n_clas"} & params.hyper_search.keys():
+        check_listing(data_dir, params)
+    if not (folds and params.search.folds):
         return None
     from model.images.folds import fold_assignment
 
@@ -130,8 +134,8 @@ def main(argv: list[str]) -> int:
     overrides = deep_merge(overrides, {"search": flags} if flags else {})
     with folder.locked():
         # parameters, data, children
-        deal = None if args.dry_run else partial(assign_folds, cache_dir=args.cache_dir)
-        search, assignment = open_search(folder, args.data_dir, overrides, deal)
+        look = partial(look_at_data, cache_dir=args.cache_dir, folds=not args.dry_run)
+        search, assignment = open_search(folder, args.data_dir, overrides, look)
         if args.dry_run:
             names = list(search.children.by_name)
             print(to_json({"children": names}).strip() if args.json else "\n".join([*names, f"{len(names)} children"]))

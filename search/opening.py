@@ -23,12 +23,13 @@ def open_search(
     folder: Folder,
     data_dir: str | None,
     overrides: dict[str, object],
-    assign_folds: Callable[[Params, Path], Assignment | None] | None = None,
+    look_at_data: Callable[[Params, Path], Assignment | None],
 ) -> tuple[Scheduler, Assignment | None]:
     """The search of a parent folder, as its params.json, its record and the command line say; writes the children.
 
     `data_dir`, `overrides`: from the command line; what was given at an earlier start still counts.
-    `assign_folds` looks at the data before any child is written; what it returns is returned. UserError.
+    `look_at_data` is called before any child is written: it raises for data that no child could train with. What it
+    returns is returned. UserError.
     """
     # parameters: the file, then what earlier command lines changed, then this one
     record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
@@ -43,7 +44,7 @@ def open_search(
         weights = find_weights(folder, str(params.folder / params.search.restore_file))
         arguments = ["--restore_file", str(weights.resolve())]
     check_search(params)
-    assignment = assign_folds(params, data) if assign_folds else None
+    assignment = look_at_data(params, data)
     # children
     is_stated = "parallel" in params.search.model_fields_set
     num_slots = params.search.parallel if is_stated else ENGINES[params.search.engine].default_slots()

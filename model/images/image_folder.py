@@ -68,6 +68,13 @@ def _list_splits(listed: Splits, splits: list[str], params: Params) -> dict[str,
     return indexes
 
 
+def check_listing(data_dir: Path, params: Params) -> None:
+    """UserError when a training would refuse the folders, classes or groups of `data_dir`. Opens no image."""
+    listed = list_splits(data_dir)
+    listed.check_groups(joins_valid=params.fold is not None)
+    _list_splits(listed, ["train", "valid"], params)
+
+
 def _native_size(index: Index) -> int:
     """The median short side of up to 200 evenly spaced images if that is at most 64 (and at least 8), else 224."""
     sides = []

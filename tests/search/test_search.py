@@ -119,6 +119,23 @@ def test_dry_run_writes_the_children_and_edited_and_added_ones_are_respected(dat
     assert resolved[names[2]]["seed"] == 1
 
 
+@pytest.mark.parametrize("what", ["no classes", "one class", "n_clas"])
+def test_data_that_every_child_would_refuse_is_refused_once(data, tmp_path, what):
+    """Before any child is made."""
+    folder = parent(tmp_path / "p", {"ps": [0.1, 0.2]}, **({"n_clas": 7} if what == "n_clas" else {}))
+    before = tree(folder)
+    target = data
+    if what != "n_clas":
+        target = tmp_path / "data"
+        shutil.copytree(data / "train/class_0", target / ("train" if what == "no classes" else "train/only"))
+    for flags in ([], ["--dry_run"]):
+        code, printed = call("search_hyperparams", "--data_dir", target, "--parent_dir", folder, *flags)
+        assert code == 2, printed
+        assert len(printed.strip().splitlines()) == 1, printed
+        assert "class" in printed
+        assert tree(folder) == before
+
+
 def test_a_failing_child_says_why_and_the_others_go_on(data, tmp_path):
     folder = parent(tmp_path / "p", {"arch": ["lenet", "file.py:Crash", "simple_cnn"]})
     (folder / "file.py").write_text("import os\n\ndef Crash(num_classes, **kwargs):\n    os.abort()\n")
