@@ -16,12 +16,12 @@ from folder.folder import Folder
 from folder.provenance import changed_files, is_different, is_result_code, references, snapshot, source_files
 
 # In engine/ and model/ everything counts but these; elsewhere nothing counts but what is named.
-NOT_COUNTED = {"model/images/check.py", "engine/observers/base.py", "engine/use/submit.py"}
+NOT_COUNTED = {"model/images/check.py"}
 COUNTED = {"train.py", "include.py", "utils.py", "folder/history.py", "engine/use/inference.py"}
 
 
 def counts(name):
-    if name.startswith(("engine/use/", "model/images/build/")):
+    if name.startswith(("engine/use/", "engine/observers/", "model/images/build/")):
         return name in COUNTED
     return name in COUNTED or (name.split("/")[0] in ("params", "model", "engine") and name not in NOT_COUNTED)
 
