@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from engine.use.request import EvaluationRequest, evaluate_parser
 from folder.folder import Folder
-from folder.locate import find_trained_data, parse_split
+from folder.locate import find_present_data, find_trained_data, parse_split
 from folder.provenance import MARKER, check_frozen_code, pick_code
 from folder.trust import Consent
 from utils import JsonObject, UserError, reference_name, run_script, to_json, write_json
@@ -105,7 +105,7 @@ def compute(
 
     trained = load_trained(folder, weights, make_net, average_views, overrides, request.consent)
     place = {"device": trained.device, "cache_dir": request.cache_dir, "pinned": trained.pinned}
-    loader = fetch_split(request.split, find_trained_data(folder, request.data_dir), params, place)
+    loader = fetch_split(request.split, find_present_data(folder, request.data_dir), params, place)
     description = f"{trained.description}\n{loader.description}"
     request.consent.say(description)
     return Computed.of(collect_outputs(trained, loader), loader, description)

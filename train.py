@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int | None:
             remarks = [] if is_whole(folder) else repair(folder)
             print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir), sep="\n")
         else:
-            folder.check_writable()
+            folder.check_ready(plan.data_dir)
             train(plan)
         if args.json and not (args.prepare or args.find_lr):
             print(to_json(run_result(folder)), end="")

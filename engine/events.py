@@ -54,3 +54,16 @@ class NonFiniteLoss(Exception):
         super().__init__(message)
         self.epoch = epoch
         self.step = step
+
+
+def describe(event: Epoch, num_epochs: float) -> str:
+    """One line for an epoch."""
+    row = event.row
+    parts = [f"epoch {event.epoch}/{num_epochs:g}"]
+    for split in ("train", "val"):
+        values = {key.removeprefix(f"{split}_"): value for key, value in row.items() if key.startswith(f"{split}_")}
+        parts.append(
+            f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        )
+    parts.append(f"{row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s")
+    return "  ".join(parts) + ("  *best*" if event.is_best else "")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
+from engine.changes import restart_words
 from engine.checkpoint import Checkpoints, Snapshot, Writer, weights_file, weights_metadata
 from engine.control import Bar, Control, Interrupted, Paused
 from engine.distributed import World
-from engine.events import Epoch, Event, Step
+from engine.events import Epoch, Event, Step, describe
 from engine.failures import explain
 from engine.loop import Run, check_finite
 from engine.observers.watchers import Watchers
@@ -18,6 +19,7 @@ from engine.plan import Plan
 from engine.precision import Choice
 from engine.schedule import is_as_stated, new_extension, num_steps
 from engine.state import Row, SavedState, Shard, State
+from engine.use.find_lr import hint_at_rate
 from engine.use.repair import write_derived
 from folder.aside import move_aside
 from folder.closing import closing_block
@@ -252,6 +254,8 @@ class Session:
         if isinstance(event, Epoch):
             self._commit(event)
             log.info("%s", describe(event, self.state.num_epochs))
+            if hint := hint_at_rate(self.run, event, restart_words(self.plan.request.argv)):
+                log.info("%s", printable(hint))
             self.watchers.epoch(event, self.state.history)
         else:
             if isinstance(event, Step) and event.due:  # before the commit: killed between them, a step is shown again
@@ -329,16 +333,3 @@ def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[s
         shape = as_stated if is_as_stated(state.extensions[-1]) else f"on a cosine from {rate:g} to 0"
         lines += [f"extension: steps {start} to {end}, learning rate {shape}"]
     return lines
-
-
-def describe(event: Epoch, num_epochs: float) -> str:
-    """One line for an epoch."""
-    row = event.row
-    parts = [f"epoch {event.epoch}/{num_epochs:g}"]
-    for split in ("train", "val"):
-        values = {key.removeprefix(f"{split}_"): value for key, value in row.items() if key.startswith(f"{split}_")}
-        parts.append(
-            f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
-        )
-    parts.append(f"{row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s")
-    return "  ".join(parts) + ("  *best*" if event.is_best else "")

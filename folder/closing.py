@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from folder.folder import Folder
-from include import HISTORY_CSV, METRICS_BEST, TRAIN_HISTORY_PNG
+from folder.manifest import read_manifest
+from include import CHECKPOINTS, HISTORY_CSV, METRICS_BEST, RESOLVED, TENSORBOARD, TRAIN_HISTORY_PNG
 from utils import JsonObject, command, to_json
 
 
@@ -20,17 +21,22 @@ def closing_block(folder: Folder, data_dir: Path) -> str:
     best, history, path = folder.read(METRICS_BEST, {}), folder.history(), folder.path
     values = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch" and value is not None)
     split = [] if (data_dir / "test").is_dir() else ["--split", "valid"]
-    return "\n".join(
-        [
-            f"best epoch {best.get('epoch')} of {history[-1]['epoch'] if history else 0}: {values}",
-            f"weights   {folder.weights('best')}",
-            f"curves    {path / TRAIN_HISTORY_PNG}   table {path / HISTORY_CSV}",
-            f"evaluate  {command('python', 'evaluate.py', '--data_dir', data_dir, '--model_dir', path, *split)}",
-            f"predict   {command('python', 'predict.py', '--model_dir', path)} IMAGE_OR_FOLDER",
-            f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, '--extend', 5)}",
-            f"compare   {command('python', 'synthesize_results.py', '--parent_dir', path.parent)}",
-        ]
-    )
+    kept = [Path(entry["file"]) for entry in read_manifest(path / CHECKPOINTS).get("epochs", [])]
+    has_events = "tensorboard" in folder.read(RESOLVED, {}).get("observers", [])
+    lines = [
+        f"best epoch {best.get('epoch')} of {history[-1]['epoch'] if history else 0}: {values}",
+        f"weights   {folder.weights('best')}",
+        f"kept      {path / CHECKPOINTS / kept[0]} to {kept[-1]}: train.py --restore_file takes one"
+        if len(kept) > 1
+        else "",
+        f"curves    {path / TRAIN_HISTORY_PNG}   table {path / HISTORY_CSV}",
+        f"          {command('tensorboard', '--logdir', path / TENSORBOARD)}" if has_events else "",
+        f"evaluate  {command('python', 'evaluate.py', '--data_dir', data_dir, '--model_dir', path, *split)}",
+        f"predict   {command('python', 'predict.py', '--model_dir', path)} IMAGE_OR_FOLDER",
+        f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, '--extend', 5)}",
+        f"compare   {command('python', 'synthesize_results.py', '--parent_dir', path.parent)}",
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def run_result(folder: Folder) -> JsonObject:

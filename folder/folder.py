@@ -243,8 +243,20 @@ class Folder:
         assert self.identity is not None
         self.write(name, to_json(self.identity.seal(record)))
 
+    def check_data(self, data_dir: Path) -> None:
+        """UserError for data that this folder was trained on and that is no longer there."""
+        if not data_dir.exists() and self.meta().get("data_dir") == str(data_dir):
+            raise UserError(
+                f"{self.path} was trained on {data_dir}, where nothing is now; if it moved: --data_dir NEW_PLACE"
+            )
+
+    def check_ready(self, data_dir: Path) -> None:
+        """UserError when the folder cannot be written or its data is gone; called before anything is loaded."""
+        self.check_writable()
+        self.check_data(data_dir)
+
     def check_writable(self) -> None:
-        """UserError (exit 5) when the folder cannot be written; called before anything is loaded."""
+        """UserError (exit 5) when the folder cannot be written."""
         place = self.path.absolute()
         while not place.exists():
             place = place.parent

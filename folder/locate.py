@@ -38,6 +38,13 @@ def find_trained_data(folder: Folder, given: str | Path | None) -> Path:
     return Path(remembered)
 
 
+def find_present_data(folder: Folder, given: str | Path | None) -> Path:
+    """find_trained_data, for reading it: UserError where nothing is there any more."""
+    data_dir = find_trained_data(folder, given)
+    folder.check_data(data_dir)
+    return data_dir
+
+
 def find_weights(folder: Folder, restore_file: str) -> Path:
     """The weights file that `restore_file` means: best or last of `folder`, a file, or another experiment folder."""
     path = folder.weights(restore_file) if restore_file in ("best", "last") else Path(restore_file)

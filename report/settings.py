@@ -67,7 +67,7 @@ def describe_repeats(runs: Sequence[Row], name: str) -> list[str]:
 
 def label_run(row: Row, keys: Sequence[str]) -> str:
     """The parameters `keys` of a run in words; its folder's name when they are too long, or when there are none."""
-    text = ", ".join(f"{key} {format_value(row.params.get(key))}" for key in keys)
+    text = ", ".join(f"{key} {format_value(row.params.get(key)) or 'none'}" for key in keys)
     return text if text and len(text) <= 90 else row.name
 
 

@@ -137,7 +137,11 @@ def verdict_sentence(verdict: Verdict, names: Sequence[str], groups: Sequence[Gr
     if half_width is not None:
         best += f" ± {half_width:.4f}, n = {len(values)}"
     if all(len(group) == 1 for group in groups):
-        return f"Best: {best}; one run each, so no claim."
+        equal = [i for i, group in enumerate(groups) if list(group.values()) == values and i != verdict.best]
+        if len(equal) == len(groups) - 1:
+            return f"No best: the {metric} of all {len(groups)} is {mean:.4f}; one run each, so no claim."
+        aside = f"; equal to it: {join_names([names[i] for i in equal])}" if equal else ""
+        return f"Best: {best}{aside}; one run each, so no claim."
     unjudged = join_names([names[i] for i in verdict.unjudged])
     aside = f" Not judged, one run each: {unjudged}." if unjudged else ""
     if verdict.p is None:

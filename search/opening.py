@@ -37,6 +37,7 @@ def open_search(
     params = params_module.load(folder.path, overrides)
     # data and weights
     data = find_data(data_dir, params, record.get("data_dir"))
+    folder.check_data(data)
     if not data.is_dir():
         raise UserError(f"{data}: no such dataset folder")
     arguments = []

@@ -7,11 +7,13 @@ the names that fastai gives them (Howard & Gugger, arXiv:2002.04688).
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.events import NonFiniteLoss
+from engine.events import Epoch, NonFiniteLoss
 from engine.loop import Run, train_epoch
 from engine.schedule import Schedule
 from engine.state import State
@@ -34,6 +36,7 @@ DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED = 10  # number of first steps that the suggestions leave out
 LEAST = 20  # number of steps that the suggestions need
 BEGUN = 0.05  # fraction of the whole fall after which the loss counts as falling
+FAR_WORSE = 3.0  # times the loss of guessing, after an epoch: the rate is called too high
 HARDLY = 0.03  # a fall of less than this fraction of the loss is none
 MARKS = {"valley": VALID, "steepest": BEST, "minimum over ten": "#8e5bb5"}
 
@@ -66,6 +69,21 @@ def peak_rate(params: Params) -> float:
     if params.lr_schedule:
         return max(rate for _, rate in params.lr_schedule)
     return max(params.learning_rate) if isinstance(params.learning_rate, list) else params.learning_rate
+
+
+def hint_at_rate(run: Run, event: Epoch, words: Sequence[str]) -> str:
+    """What to do about a rate that is far too high; "" unless the first epoch ends far worse than guessing.
+
+    Guessing has a loss of ln(number of classes). `words`: the command line of the run.
+    """
+    loss = event.row.get("val_loss")
+    guessing = math.log(len(run.train_loader.classes))
+    if event.epoch != 1 or loss is None or loss <= FAR_WORSE * guessing:
+        return ""
+    return (
+        f"validation loss {loss:.4g}: {loss / guessing:.3g} times that of guessing ({guessing:.2f}). The learning rate "
+        f"{peak_rate(run.params):g} is probably too high; Ctrl-C, then look for one: {command(*words, '--find_lr')}"
+    )
 
 
 def rate_at(step: int) -> float:

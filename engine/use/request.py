@@ -8,7 +8,7 @@ from pathlib import Path
 
 from folder.arguments import Parser
 from folder.folder import Folder
-from folder.locate import find_trained_data
+from folder.locate import find_present_data
 from folder.trust import Consent
 from utils import JsonObject
 
@@ -49,7 +49,7 @@ class EvaluationRequest:
 
     def words(self, folder: Folder, split: str) -> list[str]:
         """The same request to a frozen copy, apart from parameters."""
-        data_dir = find_trained_data(folder, self.data_dir)
+        data_dir = find_present_data(folder, self.data_dir)
         words = ["--model_dir", str(folder.path), "--data_dir", str(data_dir)]
         words += ["--split", split, "--restore_file", self.restore_file]
         return words + (["--cache_dir", str(self.cache_dir)] if self.cache_dir else [])

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,8 @@ from utils import die_with
 
 WORKER_SECONDS = 300  # a worker that delivers no batch for this long is taken to hang
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# More workers than cores are the user's choice, and the log says how many there are.
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 Key = tuple[int, np.ndarray]  # epoch, positions (B,)
 
 

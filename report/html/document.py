@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from folder.folder import now
 from include import RECORD, RESOLVED
@@ -87,6 +87,11 @@ def round_digits(value: float, digits: int = 5) -> float:
 # --- the page -------------------------------------------------------------------------------------------
 
 
+def breakable(text: object) -> Markup:
+    """`text` that a browser may break after _ and /: names of folders and columns have no spaces."""
+    return Markup(re.sub(r"([_/]+)", r"\1<wbr>", str(escape(text))))
+
+
 @lru_cache(maxsize=1)
 def environment() -> Environment:
     """Templates of this folder; every value is escaped, and an unknown name is an error."""
@@ -98,6 +103,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    templates.filters["breakable"] = breakable
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     return templates
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import params as params_module
 from folder.history import HISTORY_SPLITS, join_column, split_column, validation_column
 from include import PARAMS, RESOLVED
+from params import ALIASES
 from report.figures import history_metrics, series, shorten
 from report.html.document import (
     REPORT,
@@ -51,7 +52,7 @@ def write_runs_page(
     data = collect_data(ranked, rows, table) if rows else {}
     images = [path / name for name in (CURVES, PARAMETERS, IMPORTANCE)]
     values: dict[str, object] = {
-        "searched": describe_search(path),
+        "searched": describe_search(path, ranked),
         "states": count_states(ranked, problems),
         "best_run": describe_best_run(path, ranked),
         "best_setting": describe_best_setting(ranked),
@@ -78,8 +79,11 @@ def write_runs_page(
 # --- at the top -----------------------------------------------------------------------------------------
 
 
-def describe_search(folder: Path) -> dict[str, object] | None:
-    """What the folder's params.json searches (key -> values) and how, in words; None when it searches nothing."""
+def describe_search(folder: Path, ranked: RankedRuns) -> dict[str, object] | None:
+    """What the folder's params.json searches (key -> values), how, and what its runs show that it searched before.
+
+    None when it searches nothing.
+    """
     try:
         written = params_module.read(folder / PARAMS)
         space = dict(written.get("hyper_search") or {})
@@ -89,8 +93,25 @@ def describe_search(folder: Path) -> dict[str, object] | None:
     if not space:
         return None
     settings = [f"{key} {format_value(value)}" for key, value in how.items() if value not in (None, "none", 1)]
+    before = {}
+    for key in ranked.keys:
+        values = dict.fromkeys(format_brief(row.params.get(key)) for row in ranked.rows)
+        if others := [value for value in values if not is_searched(value, space, key)]:
+            before[key] = shorten(", ".join(others), 120)
     space = {key: shorten(format_space(values), 120) for key, values in space.items()}
-    return {"space": space, "how": ", ".join(settings)}
+    return {"space": space, "how": ", ".join(settings), "before": before}
+
+
+def is_searched(value: str, space: Mapping[str, object], key: str) -> bool:
+    """Whether a run's `value` of `key`, as text, can come from `space`. A range is not looked into."""
+    names = [name for name in space if ALIASES.get(name, name) in (key, key.split(".")[0])]
+    if not names:
+        return False
+    values = space[names[0]]
+    listed = values.get("choice") if isinstance(values, dict) else values
+    if not isinstance(listed, list) or ALIASES.get(names[0], names[0]) != key:
+        return True  # a range; or a section, whose parts are columns of their own
+    return value in map(format_brief, listed)
 
 
 def format_space(values: object) -> str:

@@ -260,6 +260,26 @@ def test_many_long_curves_are_thinned_out(tmp_path, monkeypatch):
     assert all(len(line) == len(first["epochs"]) for line in first["series"].values())
 
 
+def test_what_was_searched_before_is_said(tmp_path):
+    """A grid that was changed after a search: its first line must not contradict the best run."""
+    for value in ("crop", "flip_crop", "none"):
+        make_run(tmp_path / f"augment_{value}", 0.5 if value == "none" else 0.9, augment=value, learning_rate=0.1)
+    write = (tmp_path / "params.json").write_text
+    before = "Searched before params.json was changed, and still below:"
+    write('{"hyper_search": {"augment": ["none", "crop", "flip_crop"]}}')
+    assert before not in write_page(tmp_path).read_text()
+    write('{"hyper_search": {"augment": ["none"]}}')
+    page = re.sub(r"\s+", " ", write_page(tmp_path).read_text())
+    assert f"{before} <code>augment</code> crop, flip_crop" in page
+    # Another key takes its place; a range and an alias cover what they hold.
+    write('{"hyper_search": {"learning_rate": {"min": 0.01, "max": 1}}}')
+    assert "<code>augment</code> crop, flip_crop, none" in re.sub(r"\s+", " ", write_page(tmp_path).read_text())
+    for value, rate in ((0.1, 0.1), (0.2, 0.2)):
+        make_run(tmp_path / "other" / f"ps_{value}", rate, ps=value)
+    (tmp_path / "other" / "params.json").write_text('{"hyper_search": {"head_dropout": [0.1, 0.2]}}')
+    assert before not in write_page(tmp_path / "other").read_text()
+
+
 # --- in a browser ---------------------------------------------------------------------------------------
 
 
@@ -364,6 +384,26 @@ def test_sorting(tab):
     assert tab.column("folder")[:3] == ["run_0__seed_0", "run_0__seed_1", "run_1__seed_0"]
     assert tab.column("folder")[-1] == "run_11__seed_1"
     assert not tab.errors()
+
+
+def test_names_and_columns_are_not_cut(browser, tmp_path):
+    """Long names differ at their end, in the seed: it must be seen; and the whole table, on a common screen."""
+    for seed in (0, 1):
+        name = f"learning_rate_0.1__augment_flip_crop__arch_args.n_filters_16__label_smoothing_0.1__seed_{seed}"
+        make_run(tmp_path / name, 0.5 + seed / 10, seed=seed, learning_rate=0.1 + seed, augment="ab"[seed])
+    write_page(tmp_path)
+    tab = Tab(browser, tmp_path / REPORT)
+    hidden = tab.run(
+        """return [...document.querySelectorAll("#runs td.run")].map((c) => c.scrollWidth - c.clientWidth)"""
+    )
+    assert hidden == [0, 0]
+    assert [name[-6:] for name in tab.column("folder")] == ["seed_1", "seed_0"]
+    assert (
+        tab.run(
+            """const box = document.getElementById("runs").parentElement; return box.scrollWidth - box.clientWidth"""
+        )
+        == 0
+    )
 
 
 def test_filtering(tab):

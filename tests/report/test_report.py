@@ -138,7 +138,7 @@ def test_nothing_trained_is_no_crash(tmp_path, capsys):
     write(tmp_path / "a/params.json", {})
     assert synthesize_results.main(["--parent_dir", str(tmp_path)]) == 0
     assert "- `a`: not trained yet" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no folder with a history"):
+    with pytest.raises(UserError, match="no folder with results"):
         plot_results.main(["--parent_dir", str(tmp_path)])
 
 

@@ -201,7 +201,7 @@ def test_a_group_without_any_value():
         (["lr_0.1__seed_10", "lr_0.1__seed_11"], "lr_0.1__seed_1…"),
         (["a__fold_1", "a__fold_2"], "a…"),
         (["a/1", "a/2"], "a…"),
-        (["x", "y"], "…"),
+        (["x", "y"], "x and 1 more"),
         (["only"], "only"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_parameter_that_one_row_lacks_differs():
 
 
 def test_a_label_is_the_folder_when_it_gets_long():
-    assert label_run(make_row("a", 0.5, x=0.1, y=None), ["x", "y"]) == "x 0.1, y "
+    assert label_run(make_row("a", 0.5, x=0.1, y=None), ["x", "y"]) == "x 0.1, y none"
     assert label_run(make_row("a", 0.5), []) == "a"
     for length, expected in ((88, "x " + "v" * 88), (89, "a")):  # 90 characters in all
         assert label_run(make_row("a", 0.5, x="v" * length), ["x"]) == expected
@@ -373,6 +373,13 @@ def test_one_run_each_is_no_claim():
     summary = summarise([make_row("a", 0.9, lr=1), make_row("b", 0.8, lr=2)], {})
     assert summary.verdict == "Best: lr 1, accuracy 0.9000; one run each, so no claim."
     assert summary.groups == Table()
+    # Equal results have no best; a parameter that is null is called none.
+    equal = [make_row(name, 0.9, lr=lr) for name, lr in (("a", None), ("b", 2), ("c", 3), ("d", 4))]
+    assert summarise(equal, {}).verdict == "No best: the accuracy of all 4 is 0.9000; one run each, so no claim."
+    two = [*equal[:2], make_row("c", 0.8, lr=3)]
+    assert summarise(two, {}).verdict == (
+        "Best: lr none, accuracy 0.9000; equal to it: lr 2; one run each, so no claim."
+    )
     assert summarise([make_row("a", 0.9)], {}).verdict == ""
 
 
