@@ -187,7 +187,7 @@ def main(argv: list[str]) -> int | None:
         plan = decide(folder, request)
         if plan.verb == "done":
             remarks = [] if is_whole(folder) else repair(folder)
-            print(*remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir), sep="\n")
+            print(*plan.remarks, *remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir), sep="\n")
         else:
             folder.check_ready(plan.data_dir)
             train(plan)

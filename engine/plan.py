@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import params as params_module
-from engine.changes import changed_params, drop_flags, fill_pinned, list_fixed, restart_words
+from engine.changes import (
+    changed_params,
+    describe_forgotten,
+    describe_hidden,
+    drop_flags,
+    fill_pinned,
+    list_fixed,
+    load_params,
+    override_words,
+    restart_words,
+)
 from folder.arguments import Request
 from folder.aside import is_half_moved
 from folder.folder import Folder
@@ -18,7 +27,7 @@ from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, check_own_files, check_own_names, run_frozen, same
 from folder.records import list_results, read_run
 from folder.scratch import is_copied
-from include import EXIT_DAMAGED, EXIT_NONFINITE, PARAMS
+from include import EXIT_DAMAGED, EXIT_NONFINITE
 from params import DEFAULTS, Params
 from utils import JsonObject, UserError, command
 
@@ -51,7 +60,7 @@ class Plan:
     adopts: Sequence[Sequence[str | None]] = ()  # ids that records and state may still have: they get `identity`
     is_copy: bool = False  # of a folder that still exists elsewhere
     replaces_results: bool = False  # results without a state are moved aside, like an attempt at a restart
-    remarks: tuple[str, ...] = ()  # to be logged when the training begins
+    remarks: Sequence[str] = ()  # to be logged when the training begins
 
     @property
     def restart(self) -> bool:
@@ -125,7 +134,11 @@ def decide(folder: Folder, request: Request) -> Plan:
     overrides = request.overrides
     if has_run:
         overrides = params_module.deep_merge(meta.get("overrides", {}), overrides)
-    params, written = load_params(folder, request.base, overrides)
+    params, written, remarks = load_params(folder, request.base, overrides, has_run)
+    if has_run and not remarks:
+        remarks = describe_hidden(folder.path, params, overrides, request.overrides)
+    elif not has_run:
+        remarks = describe_forgotten(params, meta.get("overrides", {}), request.argv)
     plan = Plan(
         folder=folder,
         request=request,
@@ -136,6 +149,7 @@ def decide(folder: Folder, request: Request) -> Plan:
         num_epochs=params.num_epochs,
         written=written,
         automatic={k: v for k, v in params.resolved().items() if k in AUTOMATIC and v in (None, "auto")},
+        remarks=remarks,
     )
     plan = identify(plan, meta, has_run)
     # What is to be done?
@@ -269,8 +283,7 @@ def extended_length(plan: Plan, first: float, manifest: JsonObject) -> float:
 
 def new_folder_words(plan: Plan) -> list[str]:
     """The command that trains the same request in a new folder. It repeats the overrides that the run recorded."""
-    changes = plan.overrides.items()
-    overrides = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes]
+    overrides = override_words(plan.overrides)
     place = ["--base", str(plan.folder.path), "--data_dir", str(plan.data_dir), "--model_dir", "NEW_FOLDER"]
     return ["python", "train.py", *place, *overrides]
 
@@ -303,33 +316,6 @@ def check_finite_end(folder: Folder, changes: Sequence[str]) -> None:
             "change one and add --accept params, or --restart",
             EXIT_NONFINITE,
         )
-
-
-# --- parameters -----------------------------------------------------------------------------------------
-
-
-def load_params(folder: Folder, base: str | None, overrides: JsonObject) -> tuple[Params, JsonObject | None]:
-    """The parameters, and the params.json to write when `base` starts a new folder."""
-    path = folder.path / PARAMS
-    # Without --base: what the folder says.
-    if not base:
-        if not path.exists():
-            raise UserError(
-                f"{path}: no such file. An experiment is a folder with a params.json ({{}} is enough); "
-                f"or start from another one: --base OTHER_FOLDER"
-            )
-        return params_module.load(folder.path, overrides), None
-    # With it: a params.json that names the base; the same command again finds it written.
-    if not Path(base).exists():
-        raise UserError(f"--base {base}: no such experiment folder or JSON file")
-    written = {"base": params_module.relative_path(Path(base), folder.path), **overrides}
-    if not path.exists():
-        return params_module.from_written(written, folder.path), written
-    if params_module.read(path) != written:
-        raise UserError(
-            f"--base: {path} exists already and holds other parameters; leave --base out, or give a new --model_dir"
-        )
-    return params_module.load(folder.path, overrides), None
 
 
 def changed_machine(plan: Plan, choice: Mapping[str, object], machine: Mapping[str, object]) -> list[str]:

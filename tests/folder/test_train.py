@@ -506,3 +506,73 @@ def test_the_way_into_a_new_folder_repeats_what_was_recorded(tmp_path, data):
     assert call("train", *[str(new) if word == "NEW_FOLDER" else word for word in words[2:]])[0] == 0
     resolved = json.loads((new / "record/resolved.json").read_text())
     assert (resolved["learning_rate"], resolved["wd"]) == (0.2, 0.1)
+
+
+def test_a_moved_run_whose_base_is_gone_goes_on_with_what_was_recorded(data, train, tmp_path):
+    """`base` is relative: from the new place it leads nowhere. The result is that of a run that was left alone."""
+    for name in ("alone", "parent"):
+        experiment(tmp_path / name, num_epochs=2, ps=0.3, early_stopping={"patience": 5})
+        (tmp_path / name / "child").mkdir()
+        (tmp_path / name / "child/params.json").write_text('{"base": "..", "early_stopping": {"min_delta": 0.01}}')
+        assert train(tmp_path / name / "child", "--learning_rate=0.02", "--until", 1)[0] == 0
+    assert train(tmp_path / "alone/child")[0] == 0
+    moved = tmp_path / "elsewhere/deep/child"
+    moved.parent.mkdir(parents=True)
+    (tmp_path / "parent/child").rename(moved)
+    code, printed = train(moved)
+    assert code == 0, printed
+    assert "its parameters are those that were recorded" in printed
+    assert weights(moved) == weights(tmp_path / "alone/child")
+    assert history(moved) == history(tmp_path / "alone/child")
+    resolved = [json.loads((path / "record/resolved.json").read_text()) for path in (moved, tmp_path / "alone/child")]
+    assert resolved[0]["pinned"]["automatic"] == resolved[1]["pinned"]["automatic"]
+    # again, extended, and with an edit of its own file
+    assert train(moved)[0] == 0
+    assert train(moved, "--extend", 1)[0] == 0
+    (moved / "params.json").write_text('{"base": "..", "early_stopping": {"min_delta": 0.01}, "ps": 0.1}')
+    code, printed = train(moved)
+    assert code == 2, printed
+    assert "ps 0.3 -> 0.1" in printed
+    # back in its place it is the same run; a folder without a run still needs its base
+    (moved / "params.json").write_text('{"base": "..", "early_stopping": {"min_delta": 0.01}}')
+    moved.rename(tmp_path / "parent/child")
+    assert train(tmp_path / "parent/child")[0] == 0
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "params.json").write_text('{"base": "../nowhere"}')
+    assert train(fresh)[0] == 2
+
+
+def test_an_edit_that_a_recorded_override_hides_is_said(data, train, tmp_path):
+    folder = experiment(tmp_path / "m", num_epochs=1, arch_args={"n_filters": 4})
+    assert train(folder, "--learning_rate=0.02", "--arch_args.n_filters=6")[0] == 0
+    before = tree(folder)
+    experiment(folder, num_epochs=1, learning_rate=0.5, arch_args={"n_filters": 4})
+    code, printed = train(folder)
+    assert code == 0, printed
+    (line,) = [line for line in printed.splitlines() if "count, not params.json" in line]
+    assert "learning_rate 0.02 (params.json: 0.5)" in line
+    assert {name for name, content in tree(folder).items() if before[name] != content} == {"params.json"}
+    # given again, or not hidden: nothing to say
+    assert "params.json:" not in train(folder, "--learning_rate=0.02", "--arch_args.n_filters=6")[1]
+    experiment(folder, num_epochs=1, learning_rate=0.02, arch_args={"n_filters": 6})
+    assert "count, not params.json" not in train(folder)[1]
+
+
+def test_a_restart_says_which_recorded_overrides_it_does_not_repeat(data, train, tmp_path):
+    folder = experiment(tmp_path / "m", num_epochs=1, arch_args={"n_filters": 4})
+    given = ["--learning_rate=0.02", "--arch_args.n_filters=6", "--early_stopping.patience=3"]
+    assert train(folder, *given)[0] == 0
+    first = weights(folder)
+    code, printed = train(folder, "--restart")
+    assert code == 0, printed
+    assert weights(folder) != first
+    (line,) = [line for line in printed.splitlines() if "is not repeated. With it: " in line]
+    # the way out: the same again
+    (folder / "record/meta.json").write_bytes((folder / "attempts/1/record/meta.json").read_bytes())
+    words = shlex.split(line.split("With it: ")[1])
+    assert words[:2] == ["python", "train.py"]
+    code, printed = call("train", *words[2:])
+    assert code == 0, printed
+    assert weights(folder) == first
+    assert "not repeated" not in printed
