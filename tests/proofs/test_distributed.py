@@ -107,7 +107,10 @@ def test_torchrun_starts_it_again_by_itself(data, whole, tmp_path):
 
 
 def test_metrics_do_not_depend_on_the_number_of_processes(data, tmp_path):
-    """36 validation images in batches of 5 per process: with 2 and with 3 processes some are padding."""
+    """35 validation images in batches of 5 per process: the last batch of 2 and of 3 processes has padding."""
+    odd = tmp_path / "odd"
+    shutil.copytree(data, odd)
+    next(path for path in sorted((odd / "valid").rglob("*")) if path.is_file()).unlink()
     rows = {}
     for num in (1, 2, 3):
         values = {
@@ -119,7 +122,7 @@ def test_metrics_do_not_depend_on_the_number_of_processes(data, tmp_path):
             "metrics": ["accuracy", "f1"],
         }
         folder = experiment(tmp_path / str(num), **values)
-        run(torchrun(data, folder, num=num))
+        run(torchrun(odd, folder, num=num))
         rows[num] = history(folder)[0]
     for num in (2, 3):
         assert rows[num]["val_accuracy"] == rows[1]["val_accuracy"]
