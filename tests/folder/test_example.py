@@ -80,6 +80,7 @@ def test_git_keeps_these_files_alone_and_reading_changes_none(tmp_path, digits):
     for script, *words in (
         ("synthesize_results", example),
         ("synthesize_results", "--parent_dir", clone / "experiments"),
+        ("plot_results", example),
         ("plot_results", "--parent_dir", clone / "experiments"),
         ("predict", example, example / make_example.PICTURE),
         ("evaluate", example, "--data_dir", clone / "data/digits", "--split", "valid"),
