@@ -17,7 +17,7 @@ from pathlib import Path
 from harness import ROOT, Report, against, alternate, arguments, link_images, ratio, spread
 
 sys.path.insert(0, str(ROOT))
-from predict import load  # noqa: E402
+from predict import load
 
 BAR = 0.8
 OURS, FROM_FILES, FROM_CACHE = "load(), a list of paths", "evaluate.py, from files", "evaluate.py, from its cache"
@@ -42,7 +42,7 @@ def programs(args: argparse.Namespace, data_dir: Path) -> dict[str, Callable[[in
     from folder.folder import Folder
     from model.data_loader import fetch_dataloader
 
-    net = load(args.model_dir)
+    net = load(args.model_dir, code="tree")
     paths = sorted(str(path) for path in (data_dir / "test").rglob("*") if path.is_file())
 
     def evaluate(cache: str) -> None:

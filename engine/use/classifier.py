@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -19,13 +19,15 @@ if TYPE_CHECKING:  # Pillow is imported on demand
 
     AnyImage: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 
-BATCH = 64  # images that go through the net at once
+T = TypeVar("T", bound="AnyImage")
 READERS = 4  # threads that read and resize while the net computes
 Probabilities = dict[str, float]  # by class, the likeliest first
 
 
 class Preparation(Protocol):
     """What brings images into the form that the net takes: model/images/prepare.py."""
+
+    batch_size: int  # images that go through the net at once
 
     def read(self, image: AnyImage, /) -> np.ndarray:
         """(base, base, 3) uint8. UserError for what cannot be read."""
@@ -54,8 +56,8 @@ class Classifier:
     @overload
     def __call__(self, images: AnyImage) -> Probabilities: ...
     @overload
-    def __call__(self, images: list[AnyImage]) -> list[Probabilities | UserError]: ...
-    def __call__(self, images: AnyImage | list[AnyImage]) -> Probabilities | list[Probabilities | UserError]:
+    def __call__(self, images: list[T]) -> list[Probabilities | UserError]: ...
+    def __call__(self, images: AnyImage | list[T]) -> Probabilities | list[Probabilities | UserError]:
         if isinstance(images, list):
             results = self.probabilities(images)
             return [result if isinstance(result, UserError) else self._by_class(result) for result in results]
@@ -70,7 +72,7 @@ class Classifier:
         with ThreadPoolExecutor(READERS) as pool:
 
             def start_reading() -> list[Future[np.ndarray | UserError]]:
-                return [pool.submit(self._try_to_read, image) for image in islice(rest, BATCH)]
+                return [pool.submit(self._try_to_read, image) for image in islice(rest, self.preparation.batch_size)]
 
             group = start_reading()
             while group:

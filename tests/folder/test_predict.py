@@ -1,9 +1,11 @@
 """predict.py and its load(): a trained net as a function, whatever the images come as and wherever Python runs."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,11 +55,49 @@ def test_in_a_list_an_unreadable_image_is_reported_and_the_others_are_classified
     assert errors == [7, len(images) - 3, len(images) - 2, len(images) - 1]
     alone = [net(image) for image in good[:7]]
     for together, single in zip(results[:7], alone, strict=True):
+        assert not isinstance(together, UserError)
         assert together.keys() == single.keys()
         assert all(together[name] == pytest.approx(single[name], abs=1e-6) for name in single)
     with pytest.raises(UserError, match="bad.jpg"):
         net(str(tmp_path / "bad.jpg"))
     assert net([]) == []
+
+
+def test_of_a_thousand_images_those_that_cannot_be_read_are_reported(trained, data, tmp_path):
+    source = sorted((data / "test").rglob("*.png"))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(1000):
+        shutil.copyfile(source[number % len(source)], folder / f"{number:04}.png")
+    whole = source[0].read_bytes()
+    broken = {"0000.png": b"", "0255.png": whole[:60], "0256.png": b"text", "0999.png": whole[:-200]}
+    for name, content in broken.items():
+        (folder / name).write_bytes(content)
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    # by load()
+    net = load(trained)
+    assert net.preparation.batch_size == 256
+    results = net(paths)
+    assert {Path(path).name for path, of_it in zip(paths, results, strict=True) if isinstance(of_it, UserError)} == {
+        *broken
+    }
+    # by predict.py, to a table: it exits with 0, since most could be read
+    table = tmp_path / "table.csv"
+    code, printed = call("predict", trained, folder, "--csv", table)
+    assert code == 0
+    assert "warning: 4 of 1000 images could not be read" in printed
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == paths
+    for row, of_it in zip(rows, results, strict=True):
+        if isinstance(of_it, UserError):
+            assert str(of_it) == f"{row['path']}: {row['error']}"
+            assert not row["label_1"]
+        else:
+            assert row["label_1"] == next(iter(of_it))
+    # where none could be read, the exit code says so
+    code, _ = call("predict", trained, *[folder / name for name in broken])
+    assert code == 2
 
 
 def test_three_lines_from_another_folder(trained, data, tmp_path):

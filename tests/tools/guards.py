@@ -38,6 +38,7 @@ GUARDS = [
     Guard("git takes the weights of the example", ".gitignore", "!experiments/example/weights/best.safetensors\n", "", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
     Guard("git takes nothing else of the example", ".gitignore", "!experiments/example/train.log\n", "!experiments/example/train.log\n!experiments/example/*.png\n", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
     Guard("line endings of the example", ".gitattributes", "* text=auto eol=lf\nexperiments/example/** -text\n", "", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
+    Guard("small images in large batches", "model/images/prepare.py", "MOST_PIXELS = 2**22", "MOST_PIXELS = 2**12", "tests/folder/test_predict.py::test_of_a_thousand_images_those_that_cannot_be_read_are_reported"),
     Guard("other code without a copy is said", "folder/provenance.py", "    if note := describe_other_code(folder):", "    if note := None:",
           f"{M}::test_where_no_copy_is_kept_other_code_is_said"),
     Guard("no copy of the code is said", "folder/provenance.py", "    if not find_code(folder).exists():\n        raise", "    if False:\n        raise",
