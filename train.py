@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and 
     from params import Params
 
 
-# --- the loss ---------------------------------------------------------------------------------------
+# --- the loss and the optimizer ---------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
@@ -71,8 +71,6 @@ def make_loss(params: Params, class_counts: Sequence[int], device: str) -> Calla
     return partial(loss, **{key: value for key, value in given.items() if key in accepted})
 
 
-# --- the optimizer ----------------------------------------------------------------------------------
-
 OPTIMIZERS: dict[str, Any] = {name.lower(): f"torch.optim:{name}" for name in ("SGD", "Adam", "AdamW", "RMSprop")}
 OPTIMIZERS |= {"muon": "model.muon:Muon"}  # module:name; a class can stand here too
 
@@ -102,9 +100,10 @@ def make_optimizer(net: nn.Module, params: Params, fused: bool) -> optim.Optimiz
 def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[Plan, Run, State]:
     """params.json -> loaders, net, metrics, loss, optimizer -> the run and its state. Writes nothing."""
     from engine import ema, loop, precision, schedule, session
+    from engine.use.published import Shelf
     from model import data_loader, metric, tta
     from model.net import make_net
-    from model.nets.groups import Freezer
+    from model.nets.freezing import Freezer, describe_groups
 
     # The images, ready for the device that trains.
     device = precision.pick_device(plan.params, world.local_rank)
@@ -120,12 +119,13 @@ def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[
     params = plan.params
     # The net and its optimizer: fresh, with given weights, or as saved. What was loaded is freed on return.
     saved, remarks = session.load_committed_state(plan)
-    net, weights_report = make_net(params, len(loader.classes), weights=saved and saved["net"])
+    shelf = Shelf(data_loader.pick_cache_dir(plan.data_dir, plan.request.cache_dir) / "weights", plan.request.prepare)
+    net, weights_report = make_net(params, len(loader.classes), saved and saved["net"], plan.start_weights, shelf)
     net = precision.place(net, choice, device)
     optimizer = make_optimizer(net, params, choice.fused)
     average = ema.Ema(net, params.ema) if params.ema else None
-    state = loop.State(net, optimizer, average, precision.make_scaler(choice))
-    remarks += session.restore(plan, state, saved, world)
+    state = session.restore(plan, loop.State(net, optimizer, average, precision.make_scaler(choice)), saved, world)
+    remarks += describe_groups(net, params, plan.num_epochs, bool(params.pretrain or plan.restore_name))
     # What the loop does with them.
     num_steps, total_steps = session.plan_steps(plan, state, loader.num_batches)
     run = loop.Run(
@@ -161,7 +161,7 @@ def train(plan: Plan) -> None:
     plan, run, state = build(plan, world, control.wants)
     if plan.request.prepare:
         world.leave()
-        print(describe_prepared(run.train_loader, run.valid_loader, plan.request.json) if world.is_main else "", end="")
+        print(describe_prepared(run, plan.request.json) if world.is_main else "", end="")
     elif plan.request.find_lr:
         print(find_lr(plan, run, state), end="")
     else:

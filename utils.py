@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# JSON in signatures, in place of Any. Json: what may be written. JsonObject: what was read; its values are checked by
-# the reader who knows the file.
+# JSON in signatures. Json: what may be written. JsonObject: what was read; its reader checks the values.
 Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -238,7 +237,9 @@ def read_tensors(path: Path | str) -> dict[str, "Tensor"]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        if "weights_only" in str(error):  # torch's words for a file that could run code when it is read
+            reason = "it holds pickled objects, such as a whole net; save model.state_dict() where it was made"
         raise UserError(f"{path}: not a readable weights file ({reason})") from None
     for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -20,7 +20,7 @@ EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last",
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
 
 # Parameters that no --accept changes within a run: the saved state, the history or the decoded images hang on them.
-FIXED = {"arch", "optimizer", "ema", "im_sz", "normalize", "n_clas", "best_metric"}
+FIXED = {"arch", "optimizer", "ema", "im_sz", "normalize", "n_clas", "best_metric", "layer_decay"}
 
 
 def load_params(

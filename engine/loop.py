@@ -28,7 +28,7 @@ from engine.measure import (
     read_means,
     sum_per_image,
 )
-from engine.protocols import Batch, Loader, Metric
+from engine.protocols import Batch, Loader, Metric, WeightsReport
 from engine.schedule import Schedule, is_time, plateau_factor
 from engine.state import State
 from folder.history import best_row, training_column, validation_column
@@ -69,7 +69,7 @@ class Run:
     before_epoch: Callable[[int], None] = _keep_all_trainable  # after net.train(); e.g. freezes layer groups
     average_views: Callable[[nn.Module, Tensor], Tensor] = _take_one_view  # (net, images to evaluate) -> logits
     wants_control: Callable[[], bool] = _never  # True when a signal came or a checkpoint is due
-    weights_report: str = ""  # one line about the weights that the net started from
+    weights_report: WeightsReport | None = None  # about the weights that the net started from
 
     @property
     def minimized(self) -> list[str]:

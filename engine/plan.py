@@ -23,7 +23,7 @@ from folder.arguments import Request
 from folder.aside import is_half_moved
 from folder.folder import Folder
 from folder.identity import ADOPTS, Identity, choose_identity, identity_in
-from folder.locate import find_data, find_weights
+from folder.locate import find_data, find_pretrained, find_weights
 from folder.provenance import changed_files, check_own_files, check_own_names, run_frozen, same
 from folder.records import list_results, read_run
 from folder.scratch import is_copied
@@ -53,8 +53,8 @@ class Plan:
     automatic: JsonObject = field(default_factory=dict)  # parameters left to the kit, as they were asked for
     pinned: JsonObject = field(default_factory=dict)  # the choices of the first start
     extends: bool = False  # done before, and more epochs are wanted now
-    restore_file: Path | None = None  # weights to start from
-    restore_name: str | None = None  # the same as given, to recognise a repeated command
+    start_weights: Path | None = None  # to start from: of --restore_file, else of pretrain
+    restore_name: str | None = None  # --restore_file as given, to recognise a repeated command
     holds_run: bool = False  # of --find_lr: the folder holds a run already, which is left unchanged
     identity: Identity = field(default_factory=Identity.make)  # of what is going to be written
     adopts: Sequence[Sequence[str | None]] = ()  # ids that records and state may still have: they get `identity`
@@ -201,9 +201,9 @@ def decide_start(plan: Plan) -> Plan:
 
 
 def with_weights(plan: Plan, restore_name: str | None) -> Plan:
-    """The plan that starts from the weights `restore_name`, if any. UserError when there are none of this name."""
-    path = find_weights(plan.folder, restore_name) if restore_name else None
-    return replace(plan, restore_file=path, restore_name=restore_name)
+    """The plan that starts from the weights `restore_name`, or those of pretrain. UserError when they are not there."""
+    path = find_weights(plan.folder, restore_name) if restore_name else find_pretrained(plan.params)
+    return replace(plan, start_weights=path, restore_name=restore_name)
 
 
 def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> Plan:

@@ -23,6 +23,14 @@ class Names(Protocol):
     def __getitem__(self, position: int, /) -> str: ...
 
 
+class WeightsReport(Protocol):
+    """Which weights a net starts from; as text, one line for the log."""
+
+    def record(self) -> Mapping[str, str]:
+        """For the folder: where they are from, their SHA-256, and how many tensors were loaded."""
+        ...
+
+
 @runtime_checkable
 class Metric(Protocol):
     """(logits (B, K), labels (B,) or (B, K)) -> one value per image (B,), or one number for a whole split."""

@@ -33,7 +33,7 @@ from folder.scratch import copy_targets
 from include import BATCH_PNG, EXIT_BUG, EXIT_DAMAGED, FOLD, RESOLVED, TRAIN_HISTORY_PNG
 from report.figures import save_history_figure
 from report.image_sheets import save_batch_sheet
-from utils import UserError, printable, read_tensors
+from utils import JsonObject, UserError, printable
 
 log = logging.getLogger("train")
 
@@ -53,23 +53,18 @@ def load_committed_state(plan: Plan) -> tuple[SavedState | None, list[str]]:
     return saved, [remark] if remark else []
 
 
-def restore(plan: Plan, state: State, saved: SavedState | None, world: World) -> list[str]:
-    """Load what the plan starts from into `state`: the saved state, given weights, or nothing. Returns remarks."""
-    if saved:
-        try:
-            state.load_state_dict(saved, world.rank, world.size)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{plan.folder.path}: the committed state does not fit this run: {reason}", EXIT_DAMAGED
-            ) from None
-        return []
-    if plan.restore_file:
-        missing, unexpected = state.net.load_state_dict(read_tensors(plan.restore_file), strict=False)
-        if state.ema:
-            state.ema.module.load_state_dict(state.net.state_dict())
-        return [f"weights from {plan.restore_file}: {len(missing)} missing, {len(unexpected)} unexpected names"]
-    return []
+def restore(plan: Plan, state: State, saved: SavedState | None, world: World) -> State:
+    """`state` as `saved` says, if the plan continues from a saved one. UserError (exit 3) when that does not fit."""
+    if saved is None:
+        return state
+    try:
+        state.load_state_dict(saved, world.rank, world.size)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{plan.folder.path}: the committed state does not fit this run: {reason}", EXIT_DAMAGED
+        ) from None
+    return state
 
 
 def plan_steps(plan: Plan, state: State, steps_per_epoch: int) -> tuple[int, int]:
@@ -163,6 +158,7 @@ class Session:
             seed=plan.params.seed,
             device=plan.pinned["machine"],
             restore_file=plan.restore_name,
+            pretrained=self.run.weights_report.record() if self.run.weights_report else self._began_with(),
             minimize=self.run.minimized,
             num_parameters=count_parameters(self.run),
             from_step=state.step,
@@ -186,6 +182,10 @@ class Session:
             plan = plan.add_remarks([f"the earlier attempt is in {moved}"])
         for line in greeting(plan, self.run, state, rewritten):
             log.info("%s", printable(line))
+
+    def _began_with(self) -> JsonObject | None:
+        """The weights that the run began with, as an earlier start recorded them."""
+        return self.folder.meta().get("pretrained") if self.plan.verb == "continue" else None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
@@ -317,10 +317,11 @@ def count_parameters(run: Run) -> int:
 def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[str]:
     """The first lines of the log. `rewritten`: remarks about the files that are derived from the state."""
     # The remarks so far, and what runs.
-    lines = [*plan.remarks, run.train_loader.description]
+    lines = [run.train_loader.description]
     lines += [f"net: {plan.params.arch}, {count_parameters(run):,} parameters"]
+    lines += plan.remarks
     lines += [f"machine: {Choice(**plan.pinned['choice']).describe()}"]
-    lines += [run.weights_report] if run.weights_report and plan.verb == "start" else []
+    lines += [str(run.weights_report)] if run.weights_report else []
     lines += [f"no effect: {line}" for line in plan.params.no_effect()]
     # Where it goes on.
     if plan.verb == "continue":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from folder.older_templates import explain_older_command
-from params import parse_overrides
+from params import locate_overrides, parse_overrides
 from utils import JsonObject, UserError
 
 
@@ -100,7 +100,9 @@ class Request:
     scratch_dir: Path | None = None
     cache_dir: Path | None = None
     json: bool = False
-    overrides: JsonObject = field(default_factory=dict)  # the parameters changed on the command line
+    overrides: JsonObject = field(
+        default_factory=dict
+    )  # the parameters changed on the command line; paths are relative to the folder
     argv: Sequence[str] = ()  # all its words, for the commands that messages suggest
 
     @classmethod
@@ -108,4 +110,5 @@ class Request:
         """The request of a command line that has been parsed; its other flags are left out."""
         names = {entry.name for entry in fields(cls)}
         known = {name: value for name, value in vars(flags).items() if name in names}
-        return cls(**known, overrides=overrides, argv=argv)
+        experiment = Path(flags.model_dir or flags.folder or "")
+        return cls(**known, overrides=locate_overrides(overrides, experiment), argv=argv)

@@ -16,6 +16,19 @@ class Described(Protocol):
     def description(self) -> str: ...
 
 
+class Prepared(Protocol):
+    """The part of a run that this module needs."""
+
+    @property
+    def train_loader(self) -> Described: ...
+
+    @property
+    def valid_loader(self) -> Described: ...
+
+    @property
+    def weights_report(self) -> object: ...
+
+
 def closing_block(folder: Folder, data_dir: Path) -> str:
     """The best epoch, where its files are, and the commands that come next."""
     best, history, path = folder.read(METRICS_BEST, {}), folder.history(), folder.path
@@ -44,7 +57,8 @@ def run_result(folder: Folder) -> JsonObject:
     return {"status": folder.status(), "best": folder.read(METRICS_BEST), "weights": str(folder.weights("best"))}
 
 
-def describe_prepared(train: Described, valid: Described, as_json: bool) -> str:
-    """What --prepare prints: a line for each of the two loaders."""
-    lines = {"train": train.description, "valid": valid.description}
-    return to_json(lines) if as_json else "\n".join([*lines.values(), "prepared; the folder is as it was\n"])
+def describe_prepared(run: Prepared, as_json: bool) -> str:
+    """What --prepare prints: a line for each part that is ready."""
+    parts = {"train": run.train_loader.description, "valid": run.valid_loader.description}
+    parts |= {"weights": str(run.weights_report)} if run.weights_report else {}
+    return to_json(parts) if as_json else "\n".join([*parts.values(), "prepared; the folder is as it was\n"])

@@ -7,7 +7,7 @@ from folder.folder import Folder
 from folder.provenance import is_different, references
 from folder.records import find_changed_results, weights_file
 from include import CODE, EXIT_DAMAGED, META, RESOLVED, SPLIT_SYNONYMS, SPLITS
-from params import Params
+from params import Params, is_weights_tag
 from utils import JsonObject, UserError, command, nearest
 
 
@@ -55,6 +55,24 @@ def find_weights(folder: Folder, restore_file: str) -> Path:
             f"--restore_file: {path}: no such weights file; possible: best, last, a file, or an experiment folder"
         )
     return path
+
+
+def find_pretrained(params: Params) -> Path | None:
+    """The weights file that `pretrain` names, of an experiment folder its best weights; None when it names no file.
+
+    UserError for an experiment folder that has none.
+    """
+    if not isinstance(params.pretrain, str) or is_weights_tag(params.pretrain):
+        return None
+    path = params.folder / Path(params.pretrain).expanduser()
+    if not path.is_dir():
+        return path  # what is no file is said where it is read
+    weights = Folder(path).weights("best")
+    if not weights.is_file():
+        train = command("python", "train.py", "--model_dir", path)
+        raise UserError(f"pretrain: the experiment folder {path} holds no {weights_file('best')}; train it: {train}")
+    check_own_weights(Folder(path), "best")
+    return weights
 
 
 def find_trained_weights(folder: Folder, restore_file: str) -> Path:

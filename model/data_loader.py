@@ -47,6 +47,11 @@ class Pinned(TypedDict):
     im_sz: int
 
 
+def pick_cache_dir(data_dir: Path | str, given: Path | None) -> Path:
+    """Where decoded images and copies of published weights are kept: `given`, else beside the data."""
+    return Path(given) if given else cache.default_dir(Path(data_dir))
+
+
 def fetch_dataloader(  # noqa: PLR0913 (the seam between the rooms; all but three by keyword)
     splits: list[str],
     data_dir: Path | str,
@@ -71,7 +76,7 @@ def fetch_dataloader(  # noqa: PLR0913 (the seam between the rooms; all but thre
     fold = None if {"train", "valid"}.isdisjoint(opened) else params.fold
     if fold:
         opened = list(dict.fromkeys([*opened, "train", "valid"]))
-    cache_dir = Path(cache_dir) if cache_dir else cache.default_dir(data_dir)
+    cache_dir = pick_cache_dir(data_dir, cache_dir)
     sources, im_sz = make_sources(opened, data_dir, params, pinned.get("im_sz"), cache_dir)
     classes = next(iter(sources.values())).index.classes
     if "classes" in pinned:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 
-from model.nets.build import NetSpec, build_net, check_output
-from model.nets.weights import clean_names, fetch_published_weights, load_tensors
+from model.nets.build import NetSpec, build_net, check_output, fetch_published
+from model.nets.published import DEFAULT, Fetches
+from model.nets.weights import Fit, LoadReport, clean_names, load_pretrained, load_tensors
 from model.pixels.progressive import list_training_sizes
-from params import Params
+from params import Params, is_weights_tag
 from utils import UserError, read_tensors
 
 SMALL_IMAGE = 64  # px; up to this size ResNets get the stem for small images
@@ -198,21 +199,30 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 # --- by name ----------------------------------------------------------------------------------------
 
 
-def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, str]:
-    """The net that `params` names, in train mode, and one line about the weights that `pretrain` loaded ("": none).
+def make_net(
+    params: Params,
+    num_classes: int,
+    weights: Mapping[str, Tensor] | None = None,
+    file: Path | None = None,
+    published: Fetches | None = None,
+) -> tuple[nn.Module, LoadReport | None]:
+    """The net that `params` names, in train mode, and which weights it starts from (None: random ones, or `weights`).
 
     Its initial weights are a function of params.seed alone. `weights`: the tensors of a net that was trained with
-    these params (evaluate, predict, resume); they must fit exactly, and `pretrain` is then not looked at.
+    these params (evaluate, predict, resume); they must fit exactly, and `pretrain` is then not looked at. `file`: to
+    start from, in place of what `pretrain` names. `published`: gets the files of published weights.
     A ResNet gets the small-image stem (3x3, stride 1, no max pool) at im_sz <= 64 px, unless the weights it takes were
     trained with the 7x7 stem, as all published ones were.
     UserError: unknown arch, arch_args that its constructor refuses, weights or an image size that do not fit.
     """
     im_sz = params.im_sz or LIBRARY_SIZE
-    is_published = weights is None and params.pretrain == 1
     # The weights come first: they decide the stem.
-    tensors, source = _given_weights(params, weights)
+    file = None if weights is not None else file or _find_file(params)
+    tensors = read_tensors(file) if file else weights
+    tensors = None if tensors is None else clean_names(tensors)
+    tag = _find_tag(params) if tensors is None else None
     stem = None if tensors is None else tensors.get("conv1.weight")  # (C, 3, h, w)
-    is_small = im_sz <= SMALL_IMAGE and not is_published and (stem is None or stem.shape[-1] == 3)
+    is_small = im_sz <= SMALL_IMAGE and not tag and (stem is None or stem.shape[-1] == 3)
     # Build it, with random weights.
     spec = NetSpec(
         arch=params.arch,
@@ -221,7 +231,7 @@ def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | N
         dropout=params.ps,
         im_sz=im_sz,
         folder=Path(params.folder),
-        published=is_published,
+        published=tag,
         small_stem=is_small,
     )
     net = build_net(spec, NETS, params.seed)
@@ -230,26 +240,31 @@ def make_net(params: Params, num_classes: int, weights: Mapping[str, Tensor] | N
     for side in list_training_sizes(params, im_sz):
         if not (is_library and side == im_sz >= LIBRARY_SIZE):
             check_output(net, params.arch, num_classes, side)
-    # Load the weights.
-    if is_published:
-        if params.arch.startswith("timm/"):
-            return net.train(), f"{params.arch}: timm's published weights loaded, head new"
-        tensors, source = fetch_published_weights(params.arch)
-    if tensors is None:
-        return net.train(), ""
-    report = load_tensors(net, tensors, source)
-    if weights is None:
-        return net.train(), str(report)
-    if not report.is_complete:
-        raise UserError(f"these weights are not of the net that params.json describes: {report}")
-    return net.train(), ""
+    # Load the weights: of this net, or of one that may have had another head.
+    if weights is not None and tensors is not None:
+        report = load_tensors(net, tensors, "weights")
+        if not report.is_complete:
+            raise UserError(f"these weights are not of the net that params.json describes: {report}")
+        return net.train(), None
+    if tag:
+        tensors, file, source = fetch_published(spec, published, bool(params.pretrain_partial))
+    else:
+        source = str(file)
+    if tensors is None or file is None:
+        return net.train(), None
+    fit = Fit(params.arch, num_classes, bool(params.pretrain_partial), NETS)
+    return net.train(), load_pretrained(net, tensors, source, fit, file)
 
 
-def _given_weights(params: Params, weights: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor] | None, str]:
-    """(name -> tensor, where it comes from) of `weights` or of the file that `pretrain` names; None without either."""
-    if weights is not None:
-        return clean_names(weights), "weights"
-    if isinstance(params.pretrain, str):
-        path = Path(params.folder) / Path(params.pretrain).expanduser()
-        return clean_names(read_tensors(path)), str(path)
-    return None, ""
+def _find_file(params: Params) -> Path | None:
+    """The weights file that `pretrain` names; None when it names no file."""
+    if not isinstance(params.pretrain, str) or is_weights_tag(params.pretrain):
+        return None
+    return Path(params.folder) / Path(params.pretrain).expanduser()
+
+
+def _find_tag(params: Params) -> str | None:
+    """Which published weights `pretrain` asks for; None when it asks for none."""
+    if isinstance(params.pretrain, str) and is_weights_tag(params.pretrain):
+        return params.pretrain
+    return DEFAULT if params.pretrain == 1 else None

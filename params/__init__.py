@@ -2,7 +2,8 @@
 
 May import include and utils; no torch: registry names (nets, losses, ...) are plain strings here, and their registries
 check them. Start reading at keys.py (every key), then load.py (from files to Params). names.py knows
-aliases and synonyms, mistakes.py explains what is wrong, overrides.py reads the command line, jsonc.py lenient JSON.
+aliases and synonyms, mistakes.py explains what is wrong, overrides.py reads the command line, paths.py knows what
+paths are relative to, jsonc.py reads lenient JSON.
 """
 
 from params.jsonc import read_object
@@ -15,12 +16,12 @@ from params.load import (
     from_written,
     load,
     load_written,
-    move_paths,
     read,
     relative_path,
 )
 from params.names import ALIASES, SECTIONS, SYNONYMS, key_path
 from params.overrides import parse_overrides
+from params.paths import is_weights_tag, locate_overrides, move_paths
 
 __all__ = [
     "ALIASES",
@@ -35,9 +36,11 @@ __all__ = [
     "deep_merge",
     "from_resolved",
     "from_written",
+    "is_weights_tag",
     "key_path",
     "load",
     "load_written",
+    "locate_overrides",
     "move_paths",
     "parse_overrides",
     "read",

@@ -29,6 +29,7 @@ MeanAndStd = Annotated[list[Channels], Field(min_length=2, max_length=2)]
 Fold = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1)]
 Numbers = Annotated[list[Positive], Field(min_length=1)]
+FreezeSteps = Annotated[list[Pair], Field(min_length=1)]  # [[number of groups, until epoch], ...]
 Transforms = list[Text | dict[str, Any]]
 
 
@@ -124,15 +125,24 @@ class Keys(Strict):
     pretrain: Switch | Text = key(
         NET,
         0,
-        "Pretrained weights. 0: none. 1: the published ones. Or a .safetensors or .pth file.",
+        "Pretrained weights. 0: none. 1: the published ones. Or their tag (IMAGENET1K_V2, a1_in1k), a .safetensors or "
+        ".pth file, or an experiment folder. They must fit the net; the head alone may be for other classes.",
         alias="pretrained",
+    )
+    pretrain_partial: Switch = key(
+        NET, 0, "1: take what fits of weights that are not of this net, and leave the rest of the net random."
     )
     n_clas: int | None = key(NET, None, "Number of classes; null: inferred from the data.", alias="num_classes", ge=1)
     ps: float = key(NET, 0.0, "Dropout before the last linear layer.", alias="head_dropout", ge=0, lt=1)
     tta: Literal["none", "flip", "flip_translate"] = key(
         NET, "none", "Test-time augmentation: views of an image whose logits are averaged at evaluation."
     )
-    freeze: FreezeKeys | None = key(NET, None, "Layer groups that are frozen at first; null: none.")
+    freeze: FreezeKeys | FreezeSteps | None = key(
+        NET,
+        None,
+        "Layer groups that are frozen at first; null: none. Steps: [[2, 1], [1, 3]] is two groups until epoch 1, "
+        "then one until 3.",
+    )
     ema: float = key(
         NET, 0.0, "Decay per step of the exponential moving average of the weights; 0: no average.", ge=0, lt=1
     )
@@ -219,6 +229,14 @@ class Keys(Strict):
     learning_rate: Positive | Numbers = key(
         OPT, 0.05, "Peak learning rate; a list: one rate per layer group, earliest layers first."
     )
+    layer_decay: float = key(
+        OPT,
+        1.0,
+        "Factor of the learning rate from each depth of the net to the one before it, in place of a list of rates; "
+        "1: one rate.",
+        gt=0,
+        le=1,
+    )
     wd: float = key(OPT, 5e-4, "Weight decay, of tensors with two or more dimensions.", alias="weight_decay", ge=0)
     momentum: float = key(OPT, 0.9, "Momentum of sgd and rmsprop.", ge=0, lt=1)
     grad_clip: Positive | None = key(OPT, None, "Maximum norm of the gradient; null: no clipping.")
@@ -276,7 +294,7 @@ class Keys(Strict):
     @model_validator(mode="after")
     def _check_together(self) -> "Keys":
         """ValueError, "key: what was given; what is possible", for keys that do not go together."""
-        for check in (_check_data, _check_schedule, _check_names, _check_monitored_metric):
+        for check in (_check_data, _check_freeze, _check_schedule, _check_names, _check_monitored_metric):
             check(self)
         return self
 
@@ -294,6 +312,16 @@ def _check_data(keys: Keys) -> None:
         raise ValueError(f"fold: {shorten(keys.fold)} given; [i, k] is part i of k: i at most k, k at least 2")
     if keys.accumulate > keys.batch_size:
         raise ValueError(f"accumulate: {keys.accumulate} given; at most batch_size, {keys.batch_size}")
+
+
+def _check_freeze(keys: Keys) -> None:
+    steps = keys.freeze if isinstance(keys.freeze, list) else []
+    is_in_order = all(a[0] > b[0] and a[1] < b[1] for a, b in zip(steps, steps[1:], strict=False))
+    if not is_in_order or any(groups % 1 for groups, _ in steps):
+        possible = "[[2, 1], [1, 3]]: whole numbers of groups that fall, epochs that rise"
+        raise ValueError(f"freeze: {shorten(keys.freeze)} given; possible: {possible}")
+    if keys.layer_decay != 1 and isinstance(keys.learning_rate, list):
+        raise ValueError(f"layer_decay: {keys.layer_decay:g} given beside a list of learning rates; give one of them")
 
 
 def _check_schedule(keys: Keys) -> None:

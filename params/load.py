@@ -1,7 +1,6 @@
 """params.json -> Params: the file, its bases under it, overrides of the command line over it, all of it checked."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from include import PARAMS
 from params.jsonc import read_object, shorten
 from params.keys import Keys
 from params.mistakes import check_space, explain
-from params.names import FREE, OWNED, PATHS, use_canonical_names
+from params.names import OWNED, use_canonical_names
 from params.no_effect import explain_no_effect
+from params.paths import mark_paths, move_paths
 from utils import JsonObject, UserError
 
 Layer = tuple[str, JsonObject]  # (where it was written, canonical keys)
@@ -116,7 +116,7 @@ def _layers(values: JsonObject, file: Path, source: str = "") -> list[Layer]:
     while True:
         # put this file under the layers above it
         own = use_canonical_names({name: value for name, value in values.items() if name != "base"}, source)
-        layers.insert(0, (source, move_paths(own, prefix)))
+        layers.insert(0, (source, move_paths(mark_paths(own, file.parent), prefix)))
         if "base" not in values:
             return layers
         # find its base
@@ -135,24 +135,6 @@ def _layers(values: JsonObject, file: Path, source: str = "") -> list[Layer]:
         seen.append(file.resolve())
         prefix = os.path.join(prefix, base if is_folder else os.path.dirname(base))
         values, source = read(file), str(file)
-
-
-def move_paths(values: JsonObject, prefix: str) -> JsonObject:
-    """`values` of one folder, rewritten for another folder from which the first is reached as `prefix`.
-
-    Paths and FILE.py:NAME change: they are relative to the folder of the file that holds them.
-    """
-
-    def move(value: Any, is_path: bool) -> Any:
-        if isinstance(value, list):
-            return [move(item, is_path) for item in value]
-        if isinstance(value, dict):
-            return {name: move(item, is_path or name in PATHS) for name, item in value.items()}
-        if not isinstance(value, str) or value in ("", "best", "last"):
-            return value
-        return os.path.join(prefix, value) if is_path or re.search(r"\.py:\w+$", value) else value
-
-    return {name: value if name in FREE else move(value, name in PATHS) for name, value in values.items()}
 
 
 def deep_merge(under: JsonObject, over: JsonObject) -> JsonObject:

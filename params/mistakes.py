@@ -26,9 +26,12 @@ def explain(error: ValidationError) -> tuple[list[str], str]:
         return text.partition(":")[0].split("."), text
     top = str(mistakes[0]["loc"][0])
     mistake = max((m for m in mistakes if m["loc"][0] == top), key=lambda m: len(m["loc"]))  # closest of a union
-    path = [str(part) for part in mistake["loc"][: 2 if top in SECTIONS else 1]]
+    is_unknown = mistake["type"] == "extra_forbidden"
+    keys_of_section = SECTIONS[top].model_fields if top in SECTIONS else {}
+    inner = [str(part) for part in mistake["loc"][1:] if part in keys_of_section or (is_unknown and top in SECTIONS)]
+    path = [top, *inner[-1:]]
     name = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
+    if is_unknown:
         return path, f"unknown key {shorten(name)}; {suggest(path[-1], top)}"
     schema = Keys.model_json_schema()
     node = node_of(schema, path)

@@ -33,6 +33,7 @@ def open_search(
     """
     # parameters: the file, then what earlier command lines changed, then this one
     record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
+    overrides = params_module.locate_overrides(overrides, folder.path)
     overrides = params_module.deep_merge(record.get("overrides", {}), overrides)
     params = params_module.load(folder.path, overrides)
     # data and weights

@@ -207,7 +207,7 @@ def next_command(plan: Plan, rate: float) -> str:
         else ["--model_dir", plan.folder.path]
     )
     words = ["--data_dir", plan.data_dir, *where]
-    words += ["--restore_file", plan.restore_file] if plan.restore_file else []
+    words += ["--restore_file", plan.start_weights] if plan.restore_name else []
     words += ["--cache_dir", plan.request.cache_dir] if plan.request.cache_dir else []
     others = {key: value for key, value in plan.overrides.items() if key not in ("learning_rate", "lr_schedule")}
     words += [

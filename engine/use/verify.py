@@ -12,6 +12,7 @@ from folder.folder import Folder
 from folder.manifest import read_manifest
 from folder.provenance import MARKER, check_frozen_code, consent_of, localise, references
 from include import CHECKPOINTS, CODE, EXIT_DAMAGED, HISTORY_JSON, METRICS_BEST, METRICS_LAST, PARAMS
+from params import move_paths
 from utils import JsonObject, UserError, read_json, write_json
 
 CLOCKS = ("seconds", "images_per_second")  # columns of the history that differ between any two trainings
@@ -57,6 +58,7 @@ def write_params(folder: Folder, resolved: JsonObject, again: Path) -> None:
     """Write params.json with the parameters that ran, and copy the experiment's own files that ran."""
     values = {key: value for key, value in resolved.items() if key not in ("pinned", "data_dir", "base")}
     values["observers"] = []
+    values |= move_paths({"pretrain": values["pretrain"]}, str(folder.path.resolve()))
     write_json(again / PARAMS, {key: localise(value) for key, value in values.items() if value is not None})
     for name in references(values):
         shutil.copy(folder.path / CODE / "experiment" / Path(name).name, again / Path(name).name)
@@ -73,6 +75,9 @@ def train_again(folder: Folder, data_dir: Path, again: Path, flags: list[str]) -
 def list_differences(folder: Folder, again: Folder) -> list[str]:
     """Each difference between the results of two folders, in a few words; clocks aside."""
     differences = []
+    began, begins = (place.meta().get("pretrained") or {} for place in (folder, again))
+    if began.get("sha256") != begins.get("sha256"):
+        differences.append(f"{began.get('source')}, which it began with, has another content now")
     for which in ("best", "last"):
         if folder.weights(which).read_bytes() != again.weights(which).read_bytes():
             differences.append(f"weights/{which}.safetensors differ")

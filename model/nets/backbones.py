@@ -3,14 +3,16 @@
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from model.nets.published import published_size, timm_name
 from model.nets.spec import NetSpec
-from model.nets.weights import describe_error, published_size
-from utils import UserError, nearest
+from utils import UserError, nearest, read_tensors
 
 OF_OTHER_KEYS = (
     "weights",
@@ -46,7 +48,7 @@ def build_torchvision(spec: NetSpec) -> nn.Module:
         given["input_size"] = (_tied_size(spec),) * 2
     elif cls in (models.Inception3, models.GoogLeNet):
         # Their published weights want pixels in [-1, 1]; transform_input computes these from ImageNet-normalised ones.
-        given |= {"aux_logits": False, "init_weights": True, "transform_input": spec.published}
+        given |= {"aux_logits": False, "init_weights": True, "transform_input": spec.published is not None}
     net = builder(weights=None, num_classes=spec.num_classes, **(given | spec.arch_args))
     set_head_dropout(net, spec.dropout)
     if spec.small_stem and isinstance(net, models.ResNet):
@@ -101,8 +103,8 @@ def _check_arguments(cls: type[nn.Module], builder: Callable[..., nn.Module], na
 
 def _tied_size(spec: NetSpec) -> int:
     """im_sz. UserError when the published weights are for another size."""
-    if spec.published and published_size(spec.arch) != spec.im_sz:
-        size = published_size(spec.arch)
+    size = published_size(spec.arch, spec.published) if spec.published else spec.im_sz
+    if size != spec.im_sz:
         raise UserError(f"pretrain: the published weights of {spec.arch} are for {size} px; set im_sz to {size}")
     return spec.im_sz
 
@@ -111,30 +113,46 @@ def _tied_size(spec: NetSpec) -> int:
 
 
 def build_timm(spec: NetSpec) -> nn.Module:
-    """A timm net ("timm/resnet18", "timm/resnet18.a1_in1k"), with its published weights if the spec says so."""
+    """A timm net ("timm/resnet18", "timm/resnet18.a1_in1k"), with random weights."""
+    return _create_timm(spec, num_classes=spec.num_classes)
+
+
+def read_timm_tensors(spec: NetSpec, file: Path) -> dict[str, Tensor]:
+    """Published weights as timm itself puts them into this net: under today's names, for this image size.
+
+    UserError when they do not fit: arch_args can make another net of it.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(timm_name(spec.arch, spec.published))
+    assert config is not None  # it has published weights
+    # A second net, with the head of the weights: timm is strict with it.
+    overlay = {"state_dict": read_tensors(file), "custom_load": False}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            net = _create_timm(spec, num_classes=config.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise UserError(
+                f"pretrain: the published weights of {spec.arch} do not fit it with arch_args {spec.arch_args}: "
+                f"{' '.join(lines[1:2] or lines)[:160]}; leave these arch_args out, or give other weights"
+            ) from None
+    return net.state_dict()
+
+
+def _create_timm(spec: NetSpec, **given: object) -> nn.Module:
+    """timm's net for the spec's image size and dropout. UserError for a name or arguments that it does not take."""
     try:
         import timm
     except ImportError:
         raise UserError(f"arch: {spec.arch} needs timm; install it: pip install timm") from None
-    name = spec.arch.removeprefix("timm/")
-    if not timm.is_model(name):
-        raise UserError(f"arch: timm has no net {name!r}; {nearest(name, timm.list_models())}")
-    if spec.published and not timm.models.is_model_pretrained(name):
-        raise UserError(f"pretrain: timm publishes no weights for {name}; 0 trains from scratch")
-    given: dict[str, object] = {"drop_rate": spec.dropout, "num_classes": spec.num_classes}
+    name = timm_name(spec.arch, spec.published)
+    given["drop_rate"] = spec.dropout
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size and config.input_size[-1] != spec.im_sz:
         given["img_size"] = spec.im_sz
-    for key in given:
-        if key in spec.arch_args:
+    for key in ("drop_rate", "num_classes", "img_size"):
+        if key in given and key in spec.arch_args:
             raise UserError(f"arch_args: {key!r} is set by the kit (ps, n_clas, im_sz)")
     create: Callable[..., nn.Module] = timm.create_model
-    try:
-        return create(name, pretrained=spec.published, **(given | spec.arch_args))
-    except Exception as error:
-        if not spec.published or isinstance(error, TypeError | AssertionError):
-            raise
-        raise UserError(
-            f"pretrain: the published weights of timm/{name} could not be read ({describe_error(error)}); with no "
-            'network, give a local file: "pretrain": "path/to/weights.safetensors"'
-        ) from None
+    return create(name, **(given | spec.arch_args))

@@ -2,17 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.nets.published import DEFAULT, Fetches, describe_error, timm_origin, torchvision_origin
 from model.nets.spec import NetSpec
-from model.nets.weights import describe_error
-from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest
+from utils import UserError, check_kwargs, is_out_of_memory, key64, load_reference, nearest, read_tensors
 
 
 def build_net(spec: NetSpec, registry: Mapping[str, Callable[..., nn.Module]], seed: int) -> nn.Module:
-    """The net, initialised as a function of `seed` alone. Weights are not loaded yet, timm's published ones excepted.
+    """The net, initialised as a function of `seed` alone. Weights are not loaded yet.
 
     UserError: an unknown name, or arguments that the constructor refuses.
     """
@@ -66,6 +67,24 @@ def _build_library_net(spec: NetSpec, registry: Mapping[str, Callable[..., nn.Mo
     if spec.arch not in names:
         raise UserError(f"arch: unknown net {spec.arch!r}; {nearest(spec.arch, [*registry, *names])}")
     return backbones.build_torchvision(spec)
+
+
+def fetch_published(spec: NetSpec, source: Fetches | None, is_raw: bool) -> tuple[dict[str, Tensor], Path, str]:
+    """(tensors, their file, its name) of the published weights of a library's net. UserError when they cannot be had.
+
+    `is_raw`: as they are in the file, though timm would not accept them for this net.
+    """
+    is_timm = spec.arch.startswith("timm/")
+    tag = spec.published or DEFAULT
+    origin = timm_origin(spec.arch, tag) if is_timm else torchvision_origin(spec.arch, tag)
+    if source is None:
+        raise UserError(f"pretrain: nothing here fetches {origin.name}; give a weights file")
+    file = source.fetch(origin)
+    if is_raw or not is_timm:
+        return read_tensors(file), file, origin.name
+    from model.nets import backbones  # torchvision takes two seconds to import
+
+    return backbones.read_timm_tensors(spec, file), file, origin.name
 
 
 @torch.no_grad()

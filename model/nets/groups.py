@@ -1,51 +1,15 @@
 """Layer groups: the parts of a net that get learning rates of their own, and that can be frozen at first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
+from model.nets.recognise import find_head
 from params import Params
 from utils import UserError
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 LayerGroups = list[list[nn.Parameter]]  # earliest layers first
-
-
-class Freezer:
-    """Freezes the first layer groups of `net` in the first epochs: `freeze` of params.json.
-
-    Call it with the number of the epoch (from 0), after net.train(): it puts the batch norms of frozen groups back
-    into eval mode, so that they keep their statistics. Parameters that the net itself froze stay frozen.
-    UserError when nothing would be left to train.
-    """
-
-    def __init__(self, net: nn.Module, params: Params):
-        self.net = net
-        self.freeze = params.freeze
-        self.groups = layer_groups(net)
-        self.trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        if self.freeze and self.freeze.groups >= len(self.groups):
-            raise UserError(
-                f"freeze.groups: {self.freeze.groups} given, but the net has {len(self.groups)} layer groups and one "
-                f"must be left to train; possible: 1 to {len(self.groups) - 1}"
-            )
-
-    def __call__(self, epoch: int) -> None:
-        is_on = self.freeze is not None and epoch < self.freeze.epochs
-        self.freeze_groups(self.freeze.groups if self.freeze and is_on else 0)
-
-    def freeze_groups(self, num_groups: int) -> None:
-        """The first `num_groups` groups get no gradient, all others do."""
-        frozen = {id(parameter) for group in self.groups[:num_groups] for parameter in group}
-        for parameter in self.trainable:
-            parameter.requires_grad_(id(parameter) not in frozen)
-            if id(parameter) in frozen:
-                parameter.grad = None
-        for module in self.net.modules():
-            own = module.parameters(recurse=False)
-            if isinstance(module, BATCH_NORMS) and any(id(parameter) in frozen for parameter in own):
-                module.eval()
 
 
 def layer_groups(net: nn.Module) -> LayerGroups:
@@ -110,15 +74,65 @@ def _children(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.children() if next(child.parameters(), None) is not None]
 
 
+def layer_depths(net: nn.Module) -> LayerGroups:
+    """The parameters by depth, earliest layers first, the head last: what `layer_decay` counts.
+
+    A depth is a repeated block (of a ResNet, a transformer), or a layer with weights where a net has no blocks; norms
+    and other parameters without a block of their own belong to what comes before them.
+    """
+    head = find_head(net)
+    is_head = {id(p) for name, p in net.named_parameters() if name.startswith(head)}
+    depths: LayerGroups = [[]]
+    for unit in _units(net):
+        parameters = [parameter for parameter in unit if id(parameter) not in is_head]
+        if depths[-1] and any(parameter.ndim >= 2 for parameter in parameters):
+            depths.append([])
+        depths[-1] += parameters
+    last = [parameter for parameter in net.parameters() if id(parameter) in is_head]
+    return [depth for depth in (*depths, last) if depth]
+
+
+def _units(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """The parameters of each block or layer, in the net's order; a module is divided if it holds blocks in a row."""
+    if not (isinstance(module, nn.ModuleList) or type(module) is nn.Sequential or _holds_blocks(module)):
+        yield list(module.parameters())
+        return
+    yield list(module.parameters(recurse=False))
+    for child in _children(module):
+        yield from _units(child)
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """True when somewhere in it, outside its blocks, at least two blocks of one class follow each other."""
+    for child in _children(module):
+        rows = _children(child) if isinstance(child, nn.ModuleList) or type(child) is nn.Sequential else []
+        blocks = [type(block) for block in rows if _children(block)]
+        if len(blocks) > len(set(blocks)) or _holds_blocks(child):
+            return True
+    return False
+
+
+def learning_rates(net: nn.Module, params: Params) -> tuple[LayerGroups, Sequence[float]]:
+    """The parts of the net that have a learning rate each, earliest first, and these rates.
+
+    UserError when the number of rates is wrong.
+    """
+    if params.layer_decay != 1 and not isinstance(params.learning_rate, list):
+        parts = layer_depths(net)
+        return parts, [params.learning_rate * params.layer_decay**k for k in reversed(range(len(parts)))]
+    parts = layer_groups(net)
+    rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(parts)
+    if len(rates) != len(parts):
+        raise UserError(f"learning_rate: {len(rates)} rates for {len(parts)} layer groups; give one, or {len(parts)}")
+    return parts, rates
+
+
 def optimizer_groups(net: nn.Module, params: Params) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: one learning rate per layer group, earliest layers first.
 
     Matrices and filters decay, biases and norm gains (ndim < 2) do not. UserError when the number of rates is wrong.
     """
-    layers = layer_groups(net)
-    rates = params.learning_rate if isinstance(params.learning_rate, list) else [params.learning_rate] * len(layers)
-    if len(rates) != len(layers):
-        raise UserError(f"learning_rate: {len(rates)} rates for {len(layers)} layer groups; give one, or {len(layers)}")
+    layers, rates = learning_rates(net, params)
     groups: list[dict[str, Any]] = []
     for number, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
         # With lr_schedule the rates are absolute, and a list of rates gives the proportions.

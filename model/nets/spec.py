@@ -14,7 +14,7 @@ class NetSpec:
     dropout: float  # probability before the last layer
     im_sz: int  # px
     folder: Path  # of the experiment: where "file.py:Name" is looked for
-    published: bool  # the net will take its published weights
+    published: str | None  # the tag of the published weights that the net will take; None: none
     small_stem: bool  # a ResNet is to keep small images large
 
     @property

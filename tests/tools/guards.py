@@ -32,6 +32,8 @@ E, S = "tests/search/test_engines.py", "tests/search/test_search.py"
 C, B = "tests/unit/test_cache.py", "tests/unit/test_build_dataset.py"
 T, M = "tests/folder/test_trust.py", "tests/folder/test_trained_code.py"
 IDENTITY = "tests/folder/test_identity.py"
+W = "tests/unit/test_pretrained.py"
+V = "tests/folder/test_pretrained.py"
 GUARDS = [
     Guard("the seal is spent on the data of the training alone", "evaluate.py", "        other_data.check_seal(folder, data_dir)\n", "", f"{M}::test_other_data_does_not_spend_the_one_look"),
     Guard("numbers of other data are kept apart", "engine/use/other_data.py", "    if not compared or any(", "    if True or any(", f"{M}::test_numbers_of_other_data_are_not_the_folders_own"),
@@ -53,6 +55,16 @@ GUARDS = [
     Guard("race: weights before metrics", "engine/session.py", "        if self.weights:\n            folder.write_weights(\"last\", self.weights)\n", "        folder.derive(self.history, self.best)\n        if self.weights:\n            folder.write_weights(\"last\", self.weights)\n", f"{M}::test_the_epoch_is_that_of_the_weights"),
     Guard("race: what a copy measured", "evaluate.py", "        check_unchanged(weights)\n", "", f"{M}::test_a_copy_of_the_code_that_measured_other_weights_is_not_believed"),
     Guard("weights of another net of one's own", "folder/locate.py", "    if different := [", "    if False and [", f"{T}::test_weights_of_another_experiments_own_net_do_not_run_through_the_net_of_this_one"),
+    Guard("weights of another net", "model/nets/weights.py", "    if misfits or not report.matched:", "    if not report.matched:",
+          f"{W}::test_weights_of_another_net_are_refused_and_recognised"),
+    Guard("a copy of published weights is checked", "engine/use/published.py", "            if path.stem.rpartition(\"-\")[2] != digest_file(path)[:8]:", "            if False:",
+          f"{W}::test_a_copy_on_the_shelf_needs_no_network_and_is_checked"),
+    Guard("a network without an answer", "engine/use/published.py", "        trouble = answers.get(timeout=SECONDS)", "        trouble = answers.get()",
+          f"{W}::test_a_network_that_answers_nothing_is_said_within_ten_seconds"),
+    Guard("paths of the shell", "folder/arguments.py", "overrides=locate_overrides(overrides, experiment)", "overrides=overrides",
+          f"{V}::test_a_path_on_the_command_line_is_the_shells_and_is_recorded_for_the_folder"),
+    Guard("verify names changed weights", "engine/use/verify.py", "    if began.get(\"sha256\") != begins.get(\"sha256\"):", "    if False:",
+          f"{V}::test_verify_finds_the_weights_and_says_that_they_changed"),
     Guard("records of one folder", "folder/identity.py", "    if ids != own and ids not in meta.get(ADOPTS, []):", "    if False:",
           f"{IDENTITY}::test_records_of_another_folder_are_not_taken_up"),
     Guard("results without state", "folder/records.py", "    if not (results or gone):", "    if True:",
@@ -215,8 +227,8 @@ GUARDS = [
           "    float(loss)\n    if state.ema:\n        state.ema.update(", "tests/unit/test_loop.py::test_an_epoch_waits_as_often_however_many_steps_it_has"),
     Guard("the same views everywhere", "engine/checkpoint.py", '{"tta": resolved["tta"]} if', "{} if",
           "tests/unit/test_recipes.py::test_training_evaluation_and_prediction_use_the_same_views"),
-    Guard("the loaded checkpoint is freed", "train.py", "    remarks += session.restore(plan, state, saved, world)\n",
-          "    remarks += session.restore(plan, state, saved, world)\n    state.kept = saved\n",
+    Guard("the loaded checkpoint is freed", "train.py", "    # What the loop does with them.\n    num_steps",
+          "    state.kept = saved\n    num_steps",
           "tests/folder/test_train.py::test_the_loaded_checkpoint_is_freed_before_training_goes_on"),
     Guard("prepare leaves the folder alone", "train.py", "    if plan.request.prepare:\n        world.leave()", "    if False:\n        world.leave()",
           "tests/unit/test_recipes.py::test_prepare_builds_the_cache_and_leaves_the_folder_alone"),

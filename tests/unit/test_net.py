@@ -1,6 +1,7 @@
 """Nets by name: counts, heads, stems, initialisation, layer groups, freezing, weights, mistakes."""
 
 import copy
+import hashlib
 import subprocess
 import sys
 import urllib.error
@@ -18,12 +19,17 @@ from torch.nn import functional as F
 
 import params as params_module
 from include import ROOT
+from engine.use.published import Shelf
 from model.net import NETS, make_net
 from model.nets.backbones import list_torchvision_nets
-from model.nets.groups import Freezer, layer_groups
-from model.nets.weights import load_weights
+from model.nets.freezing import Freezer
+from model.nets.groups import layer_groups
+from model.nets.weights import load_tensors
 from params import Params
 from utils import UserError, read_json
+
+
+SHELF = Shelf(Path("nowhere"))  # holds no copies
 
 
 def make_params(folder: Path = ROOT, **keys: Any) -> Params:
@@ -31,7 +37,7 @@ def make_params(folder: Path = ROOT, **keys: Any) -> Params:
 
 
 def build(params: Params, num_classes: int, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
-    return make_net(params, num_classes, weights)[0]
+    return make_net(params, num_classes, weights, published=SHELF)[0]
 
 
 # --- counts, heads, stems ---------------------------------------------------------------------------
@@ -54,7 +60,7 @@ def test_parameter_counts_are_the_golden_ones_and_the_published_ones():
 def test_own_nets_give_logits_at_any_small_size(name, im_sz):
     net, weights_report = make_net(make_params(arch=name, im_sz=im_sz, ps=0.5), 7)
     assert net.training
-    assert weights_report == ""
+    assert weights_report is None
     assert net(torch.randn(4, 3, im_sz, im_sz)).shape == (4, 7)
 
 
@@ -323,17 +329,23 @@ def test_freezing_leaves_what_the_net_froze_itself_and_needs_something_to_train(
 def test_weights_of_a_local_file(tmp_path, suffix):
     source = build(make_params(arch="lenet", seed=5), 10)
     tensors = {f"_orig_mod.module.{key}": value for key, value in source.state_dict().items()}
-    tensors["extra"] = torch.zeros(1)
     path = tmp_path / f"w{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save({"state_dict": tensors}, path)
     net, weights_report = make_net(make_params(tmp_path, arch="lenet", pretrain=path.name), 3)
     assert net.features[0].weight.equal(source.features[0].weight)
-    assert weights_report.startswith(f"{path}: 8 of the net's 10 tensors loaded; other shape, not loaded: head.1")
-    assert "unexpected in the file: extra" in weights_report
-    assert "\n" not in weights_report
+    line = str(weights_report)
+    assert line.startswith(
+        f"{path}: 8 of the net's 10 tensors loaded (99.6% of its numbers); other shape, not loaded: head"
+    )
+    assert "\n" not in line
+    assert weights_report.record() == {
+        "source": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "loaded": "8 of 10 tensors",
+    }
+    # Without a head, or with more than the net takes.
     del tensors["_orig_mod.module.head.1.bias"]
-    torch.save(tensors, path.with_suffix(".pt"))
-    report = load_weights(source, path.with_suffix(".pt"))
+    report = load_tensors(source, tensors, "w")
     assert report.missing == ["head.1.bias"]
     assert not report.mismatched
     assert len(report.matched) == 9
@@ -341,7 +353,7 @@ def test_weights_of_a_local_file(tmp_path, suffix):
 
 def test_weights_that_fit_nowhere(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
-    for name, message in (("w.pth", "none of its 1 tensors fits"), ("no.pth", "no such weights file")):
+    for name, message in (("w.pth", "0 of the net's 38 tensors fit"), ("no.pth", "no such weights file")):
         with pytest.raises(UserError, match=message):
             build(make_params(tmp_path, pretrain=name), 10)
 
@@ -351,14 +363,14 @@ def test_the_stem_is_the_one_that_the_weights_were_trained_with(tmp_path):
         torch.save(build(make_params(arch="resnet18", im_sz=im_sz), 10).state_dict(), tmp_path / "w.pth")
         net, weights_report = make_net(make_params(tmp_path, arch="resnet18", im_sz=32, pretrain="w.pth"), 10)
         assert net.conv1.kernel_size == (kernel, kernel)
-        assert "not loaded" not in weights_report
+        assert "not loaded" not in str(weights_report)
 
 
 def test_trained_weights_come_back_whole_and_without_pretrain():
     trained = build(make_params(arch="resnet18", im_sz=224, seed=3), 10).state_dict()  # a 7x7 stem, as pretrain 1 has
     given = make_params(arch="resnet18", im_sz=32, pretrain=1)
     net, weights_report = make_net(given, 10, weights=trained)
-    assert weights_report == ""
+    assert weights_report is None
     assert all(net.state_dict()[key].equal(trained[key]) for key in trained)
     with pytest.raises(UserError, match="not of the net that params.json describes.*fc.weight"):
         build(given, 11, weights=trained)
@@ -406,20 +418,22 @@ def test_published_weights_from_torchs_cache(hub):
         return tensors
 
     tensors = put("resnet18")
-    net, weights_report = make_net(make_params(arch="resnet18", pretrain=1, im_sz=32), 10)
+    net, weights_report = make_net(make_params(arch="resnet18", pretrain=1, im_sz=32), 10, published=SHELF)
     assert net.conv1.weight.equal(tensors["conv1.weight"])
     assert net.fc.out_features == 10
-    assert "120 of the net's 122 tensors loaded; other shape, not loaded: fc.weight" in weights_report
+    assert "120 of the net's 122 tensors loaded (99.9% of its numbers); other shape, not loaded: fc.weight" in str(
+        weights_report
+    )
 
     put("densenet121", old_names=True)
-    _, report = make_net(make_params(arch="densenet121", pretrain=1, im_sz=64), 10)
-    assert "missing" not in report
-    assert "unexpected" not in report
+    _, report = make_net(make_params(arch="densenet121", pretrain=1, im_sz=64), 10, published=SHELF)
+    assert "missing" not in str(report)
+    assert "unexpected" not in str(report)
     put("googlenet")
-    net, weights_report = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10)
+    net, weights_report = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10, published=SHELF)
     assert net.transform_input
-    assert "missing" not in weights_report
-    assert "unexpected in the file: aux1" in weights_report
+    assert "missing" not in str(weights_report)
+    assert "unexpected in the file: aux1" in str(weights_report)
 
 
 # --- a net of the experiment's own ------------------------------------------------------------------

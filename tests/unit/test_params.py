@@ -270,7 +270,7 @@ REFUSED: list[tuple[str, list[str]]] = [
     ('{"arch_args": [1]}', ["arch_args: [1] given", "object"]),
     ('{"freeze": {"groups": 2}}', ["freeze.epochs: missing"]),
     ('{"freeze": {"groups": 0, "epochs": 1}}', ["freeze.groups: 0 given"]),
-    ('{"freeze": 2}', ["freeze: 2 given", "object with groups, epochs, or null"]),
+    ('{"freeze": 2}', ["freeze: 2 given", "object with groups, epochs, or list of", "or null"]),
     ('{"sampler": "balancd"}', ['sampler: "balancd" given', "did you mean 'balanced'?"]),
     ('{"resize": "stretch"}', ["resize:", "'squash'"]),
     ('{"scheduler": "cosin"}', ["did you mean 'cosine'?"]),
