@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from folder.history import is_minimized, monitored_column, split_column
 from params import Params
-from params.keys import EarlyStoppingKeys
+from params.sections import EarlyStoppingKeys
 
 Shape = Callable[[int], float]
 AS_STATED = 1  # third entry of an extension during which the learning rate follows lr_schedule

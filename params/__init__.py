@@ -7,7 +7,6 @@ paths are relative to, jsonc.py reads lenient JSON.
 """
 
 from params.jsonc import read_object
-from params.keys import Positive, SearchKeys, Strict, Text
 from params.load import (
     DEFAULTS,
     Params,
@@ -22,6 +21,7 @@ from params.load import (
 from params.names import ALIASES, SECTIONS, SYNONYMS, key_path
 from params.overrides import parse_overrides
 from params.paths import is_weights_tag, locate_overrides, move_paths
+from params.sections import Positive, SearchKeys, Strict, Text
 
 __all__ = [
     "ALIASES",

@@ -4,7 +4,8 @@ import difflib
 from typing import NoReturn
 
 from params.jsonc import shorten
-from params.keys import EarlyStoppingKeys, FreezeKeys, Keys, ProgressiveKeys, SearchKeys, Strict
+from params.keys import Keys
+from params.sections import EarlyStoppingKeys, FreezeKeys, ProgressiveKeys, SearchKeys, Strict
 from utils import JsonObject, UserError, nearest
 
 SECTIONS: dict[str, type[Strict]] = {

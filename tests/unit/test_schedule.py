@@ -8,7 +8,7 @@ import torch
 
 from engine.schedule import is_time, make_schedule, new_extension, num_steps, plateau_factor, should_stop
 from folder.history import best_row
-from params.keys import EarlyStoppingKeys
+from params.sections import EarlyStoppingKeys
 
 
 def settings(**changes):
