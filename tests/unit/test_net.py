@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import params as params_module
-from include import ROOT
 from engine.use.published import Shelf
+from include import ROOT
 from model.net import NETS, make_net
 from model.nets.backbones import list_torchvision_nets
 from model.nets.freezing import Freezer
@@ -27,7 +27,6 @@ from model.nets.groups import layer_groups
 from model.nets.weights import load_tensors
 from params import Params
 from utils import UserError, read_json
-
 
 SHELF = Shelf(Path("nowhere"))  # holds no copies
 
