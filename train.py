@@ -21,9 +21,10 @@ from engine.plan import Plan, decide
 from engine.use.repair import is_whole, repair
 from engine.use.submit import submit
 from engine.use.verify import verify
-from folder.arguments import Request, train_parser
+from folder.arguments import Request, experiment_path, train_parser
 from folder.closing import closing_block, describe_prepared, run_result
 from folder.folder import Folder
+from model.registries import check_names
 from utils import UserError, check_kwargs, lookup, run_script, to_json
 
 if TYPE_CHECKING:  # torch is imported by the functions that use it: --help and a busy folder answer at once
@@ -151,9 +152,8 @@ def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[
 
 def train(plan: Plan) -> None:
     """Build what the plan says -> fit -> weights, history, logs, plots. Or --prepare, or --find_lr."""
-    from engine import loop, schedule
+    from engine import loop, schedule, session
     from engine.control import Control
-    from engine.session import Session
     from engine.use.find_lr import find_lr
 
     world = find_world()
@@ -165,9 +165,9 @@ def train(plan: Plan) -> None:
     elif plan.request.find_lr:
         print(find_lr(plan, run, state), end="")
     else:
-        with Session(plan, run, state, control) as session:
+        with session.Session(plan, run, state, control) as writer:
             for event in loop.fit(run, state):
-                session.record(event)
+                writer.record(event)
                 is_epoch = isinstance(event, loop.Epoch)
                 if is_epoch and schedule.should_stop(state.recent_history, run.params.early_stopping, run.minimized):
                     break
@@ -175,16 +175,15 @@ def train(plan: Plan) -> None:
 
 def main(argv: list[str]) -> int | None:
     args, overrides = train_parser(__doc__).parse(argv)
-    if not (args.model_dir or args.folder):
-        raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
-    folder = Folder(args.model_dir or args.folder, is_main=find_world().is_main)
+    folder = Folder(experiment_path(args), is_main=find_world().is_main)
     request = Request.of(args, overrides, argv)
+    make_plan = partial(decide, check_names=partial(check_names, registries={"loss": LOSSES, "optimizer": OPTIMIZERS}))
     if args.engine == "slurm":
-        return print(submit(folder, argv, lambda: decide(folder, request)))
+        return print(submit(folder, argv, lambda: make_plan(folder, request)))
     with folder.locked():  # before torch is imported: a second start on a busy folder is told so at once
         if args.verify:
             return print(verify(folder, request))
-        plan = decide(folder, request)
+        plan = make_plan(folder, request)
         if plan.verb == "done":
             remarks = [] if is_whole(folder) else repair(folder)
             print(*plan.remarks, *remarks, f"{folder.path} is done.", closing_block(folder, plan.data_dir), sep="\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -60,7 +60,7 @@ class Plan:
     adopts: Sequence[Sequence[str | None]] = ()  # ids that records and state may still have: they get `identity`
     is_copy: bool = False  # of a folder that still exists elsewhere
     replaces_results: bool = False  # results without a state are moved aside, like an attempt at a restart
-    remarks: Sequence[str] = ()  # to be logged when the training begins
+    remarks: tuple[str, ...] = ()  # to be logged when the training begins
 
     @property
     def restart(self) -> bool:
@@ -125,8 +125,11 @@ def refuse(plan: Plan, what: str, changes: Sequence[str]) -> list[str]:
 # --- the decision -------------------------------------------------------------------------------------
 
 
-def decide(folder: Folder, request: Request) -> Plan:
-    """What `request` means for `folder`. UserError for whatever the user must decide first."""
+def decide(folder: Folder, request: Request, check_names: Callable[[Params], None] | None = None) -> Plan:
+    """What `request` means for `folder`. UserError for whatever the user must decide first.
+
+    `check_names` raises for a name that does not exist, before the user is asked about changed parameters.
+    """
     # What does the folder hold?
     meta, manifest = read_run(folder, request, restart_words(request.argv))
     has_run = bool(manifest)
@@ -149,7 +152,7 @@ def decide(folder: Folder, request: Request) -> Plan:
         num_epochs=params.num_epochs,
         written=written,
         automatic={k: v for k, v in params.resolved().items() if k in AUTOMATIC and v in (None, "auto")},
-        remarks=remarks,
+        remarks=tuple(remarks),
     )
     plan = identify(plan, meta, has_run)
     # What is to be done?
@@ -159,7 +162,7 @@ def decide(folder: Folder, request: Request) -> Plan:
         return decide_start(plan)
     if request.code == "folder":
         run_frozen(folder, request)
-    return decide_continuation(plan, meta, manifest)
+    return decide_continuation(plan, meta, manifest, check_names)
 
 
 def identify(plan: Plan, meta: JsonObject, goes_on: bool) -> Plan:
@@ -206,7 +209,9 @@ def with_weights(plan: Plan, restore_name: str | None) -> Plan:
     return replace(plan, start_weights=path, restore_name=restore_name)
 
 
-def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> Plan:
+def decide_continuation(
+    plan: Plan, meta: JsonObject, manifest: JsonObject, check_names: Callable[[Params], None] | None
+) -> Plan:
     """The plan when the folder holds a run: compare the request with what ran."""
     resolved = plan.folder.resolved()
     if plan.params.test != (pinned := resolved.get("test", DEFAULTS.test)):
@@ -216,6 +221,8 @@ def decide_continuation(plan: Plan, meta: JsonObject, manifest: JsonObject) -> P
     plan = replace(plan, pinned=resolved.get("pinned", {}), restore_name=meta.get("restore_file"))
     plan, length_change = decide_length(plan, resolved["num_epochs"], manifest)
     changes = [*length_change, *changed_params(plan.params, resolved, plan.pinned)]
+    if changes and check_names:
+        check_names(plan.params)
     done = manifest["done"]
     goes_no_further = same(plan.num_epochs, manifest["num_epochs"])
     # Nothing is left to do.

@@ -53,6 +53,14 @@ class Parser(argparse.ArgumentParser):
         return self.parse_args(own), overrides
 
 
+def experiment_path(flags: argparse.Namespace) -> str:
+    """The experiment folder of a command line: --model_dir, or the first word. UserError when there is neither."""
+    path = flags.model_dir or flags.folder
+    if not path:
+        raise UserError("which experiment? Give --model_dir EXPERIMENT, a folder with a params.json")
+    return path
+
+
 def train_parser(doc: str | None) -> Parser:
     """The flags of train.py."""
     parser = Parser("train.py", doc)

@@ -576,3 +576,30 @@ def test_a_restart_says_which_recorded_overrides_it_does_not_repeat(data, train,
     assert code == 0, printed
     assert weights(folder) == first
     assert "not repeated" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--arch=simple_cn", "arch: unknown net 'simple_cn'; did you mean 'simple_cnn'?"),
+        ("--loss=focall", "loss: unknown name 'focall'; did you mean 'focal'?"),
+        ("--optimizer=adamww", "optimizer: unknown name 'adamww'"),
+        ('--metrics=["acuracy"]', "metrics: unknown name 'acuracy'"),
+        ("--dataset=image_foldr", "dataset: unknown name 'image_foldr'"),
+    ],
+)
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_an_unknown_name_is_said_before_changed_parameters_are_asked_about(
+    train, data, tmp_path_factory, state, flag, words
+):
+    folder = tmp_path_factory.getbasetemp() / f"named_{state}"
+    if not folder.exists():
+        experiment(folder)
+        assert train(folder, *([] if state == "done" else ["--until", 1]))[0] == 0
+    before = tree(folder)
+    code, printed = train(folder, flag)
+    assert code == 2, printed
+    assert words in printed
+    assert "--accept" not in printed
+    assert "--restart" not in printed
+    assert tree(folder) == before

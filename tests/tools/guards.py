@@ -202,6 +202,7 @@ GUARDS = [
     Guard("a run whose base is gone", "engine/changes.py", "        if has_run and (lost := find_lost_base(path)):", "        if False and (lost := find_lost_base(path)):", "tests/folder/test_train.py::test_a_moved_run_whose_base_is_gone_goes_on_with_what_was_recorded"),
     Guard("an edit that is hidden is said", "engine/plan.py", "        remarks = describe_hidden(folder.path, params, overrides, request.overrides)\n", "        pass\n", "tests/folder/test_train.py::test_an_edit_that_a_recorded_override_hides_is_said"),
     Guard("a restart says what it forgets", "engine/plan.py", "        remarks = describe_forgotten(params, meta.get(\"overrides\", {}), request.argv)\n", "        pass\n", "tests/folder/test_train.py::test_a_restart_says_which_recorded_overrides_it_does_not_repeat"),
+    Guard("names before questions", "engine/plan.py", "        check_names(plan.params)\n", "        pass\n", "tests/folder/test_train.py::test_an_unknown_name_is_said_before_changed_parameters_are_asked_about"),
     Guard("weights are finite", "engine/use/inference.py", "    check_finite_weights(path, tensors)\n", "", "tests/unit/test_hostile_text.py::test_weights_that_are_not_finite_are_refused"),
     Guard("too few file handles are said", "utils.py", "error.errno in (errno.EMFILE, errno.ENFILE)", "False", "tests/unit/test_hostile_text.py::test_too_many_open_files_says_what_to_do"),
     Guard("a full disk under tensorboard has no traceback", "engine/observers/tensorboard.py", "            threading.excepthook = _hide_writer_error\n", "",
