@@ -34,7 +34,9 @@ def image_folder(
     folders = listed.folders
     for split in splits:
         if split not in folders and split != "valid":
-            raise UserError(f"{data_dir} has no {split} split; possible: {', '.join({**folders, 'valid': 0})}")
+            possible = ", ".join({**folders, "valid": 0})
+            hint = ": --split valid measures what training did not see" if split == "test" else ""
+            raise UserError(f"{data_dir} has no {split} split; possible: {possible}{hint}")
     indexes = _list_splits(listed, splits, params)
     im_sz = im_sz or params.im_sz or _native_size(indexes["train"])
     has_valid = "valid" in folders

@@ -206,7 +206,7 @@ def test_what_is_wrong_with_the_data_is_said_in_one_line(data, damage, values, m
 
 def test_no_test_split(tmp_path):
     make_images(tmp_path / "data")
-    with pytest.raises(UserError, match="has no test split; possible: train, valid"):
+    with pytest.raises(UserError, match="has no test split; possible: train, valid: --split valid measures"):
         loader(tmp_path / "data", "test")
 
 
