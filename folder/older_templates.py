@@ -13,12 +13,13 @@ from pathlib import Path
 import params
 from folder.history import training_column, validation_column
 from include import CHECKPOINTS, META, METRICS_BEST, METRICS_LAST, PARAMS, RESOLVED, ROOT, STATUS, WEIGHTS
-from params import SYNONYMS
+from params import HABITS, SYNONYMS
 from utils import JsonObject, UserError, command
 
 # --- command lines --------------------------------------------------------------------------------------
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=.*")  # reload=True
+SIMPLE_CNN = "experiments/simple_cnn"
 BINDING = re.compile(r"([\w.]+)\s*=\s*([^;]+)")  # of gin: training_loop.n_epochs=5
 
 
@@ -30,23 +31,27 @@ def explain_older_command(argv: Sequence[str]) -> str:
     """
     bare = next((word for before, word in pairwise(argv) if before[:1] != "-" and ASSIGNMENT.fullmatch(word)), "")
     if bare:
-        return f"{bare}: a parameter begins with two dashes: {command(_flag('--' + bare))}"
+        habit = HABITS.get(bare.partition("=")[0].rpartition(".")[2])
+        return f"{bare}: {habit or 'a parameter begins with two dashes: ' + command(_flag('--' + bare))}"
     leading = list(takewhile(lambda word: not word.startswith("-"), argv))
     if len(leading) != 2:
         return ""
     first, second = leading
     rest = list(argv[2:])
+    base = [] if (Path(first if second.endswith(".gin") else second) / PARAMS).exists() else ["--base", SIMPLE_CNN]
     if second.endswith(".gin"):
         bindings = " ".join(rest).removeprefix("-b=").removeprefix("-b ")
+        words = ["python", "train.py", "--data_dir", "DATA", "--model_dir", first, *base, *_gin_flags(bindings)]
         return (
-            f"{second}: gin files are not read; write its values into {Path(first) / PARAMS} "
-            f"and type {command('python', 'train.py', '--model_dir', first, *_gin_flags(bindings))}"
-            ". To continue a run, repeat its command"
+            f"{second}: gin files are not read; give its values as parameters, or write them into "
+            f"{Path(first) / PARAMS}: {command(*words)}   To continue a run, repeat its command"
         )
     data = first if Path(first).is_dir() else f"data/{first}"
-    base = [] if (Path(second) / PARAMS).exists() else ["--base", "experiments/simple_cnn"]
-    words = ["python", "train.py", "--data_dir", data, "--model_dir", second, *base, *map(_flag, rest)]
-    return f"{first} {second}: the two folders are named here: {command(*words)}"
+    habits = {word: HABITS[name] for word in rest if (name := word.lstrip("-").partition("=")[0]) in HABITS}
+    flags = [_flag(word) for word in rest if word not in habits]
+    words = ["python", "train.py", "--data_dir", data, "--model_dir", second, *base, *flags]
+    asides = [f"   {word}: {habit}" for word, habit in habits.items()]
+    return f"{first} {second}: data and experiment are named here: {command(*words)}{''.join(asides)}"
 
 
 def _flag(word: str) -> str:

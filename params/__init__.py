@@ -18,7 +18,7 @@ from params.load import (
     read,
     relative_path,
 )
-from params.names import ALIASES, SECTIONS, SYNONYMS, key_path
+from params.names import ALIASES, HABITS, SECTIONS, SYNONYMS, key_path
 from params.overrides import parse_overrides
 from params.paths import is_weights_tag, locate_overrides, move_paths
 from params.sections import Positive, SearchKeys, Strict, Text
@@ -26,6 +26,7 @@ from params.sections import Positive, SearchKeys, Strict, Text
 __all__ = [
     "ALIASES",
     "DEFAULTS",
+    "HABITS",
     "SECTIONS",
     "SYNONYMS",
     "Params",

@@ -103,7 +103,7 @@ def _describe_value(token: str, is_start: bool) -> str:
         return f"{token} is not a JSON number; write {json.dumps(float(token))}"
     if token in (",", "}", "]"):
         return f"a value is missing before {token}"
-    return f'a text takes double quotes: "{token[:60]}"'
+    return f'a text takes double quotes: "{token[:60]}"; a comment begins with //'
 
 
 def decode_word(text: str) -> Any:

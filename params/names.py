@@ -68,7 +68,6 @@ _OTHER_WORDS = {
     "div_factor": "div",
     "arch_args": "model_args",
     "arch_args.n_filters": "n_filters num_filters filters num_channels",
-    "arch_args.n_layers": "n_layers num_layers",
     "hyper_search": "hyperparams search_space grid",
     "early_stopping.patience": "patience",
     "early_stopping.monitor_metric": "monitor monitor_metric",
@@ -80,12 +79,15 @@ _OTHER_WORDS = {
 }
 SYNONYMS = {word: name for name, words in _OTHER_WORDS.items() for word in words.split()}
 # words of other tools for which there is no key -> what to do instead
-HABITS = {
+HABITS: dict[str, str] = {
     "reload": "a run continues when its command is repeated; --resume insists on it",
     "num_channels": 'an argument of the net: "arch_args": {"num_channels": N} with "arch": "sign_net", the net of the '
     "CS230 template (see experiments/base_model); simple_cnn calls it n_filters",
+    "n_layers": "no net of this kit takes a number of layers; choose a deeper one, as --arch=resnet9 or resnet18 "
+    "(a net of your own: --arch_args.n_layers=N)",
     "overfit": "for a few images without augmentation: --limit_train=64 --augment=none",
 }
+HABITS["num_layers"] = HABITS["n_layers"]
 
 
 def suggest(name: str, section: str = "") -> str:

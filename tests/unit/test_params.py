@@ -773,7 +773,7 @@ def test_import_is_light() -> None:
         ("{'arch': 'lenet'}", "line 1, column 2", "single quotes; JSON takes double quotes"),
         ("{\"arch\": 'lenet'}", "line 1, column 10", "single quotes; JSON takes double quotes"),
         ('{"arch": "lenet",,}', "line 1, column 18", "one comma too many"),
-        ('{\n  "arch": lenet\n}', "line 2, column 11", 'a text takes double quotes: "lenet"'),
+        ('{\n  "arch": lenet\n}', "line 2, column 11", 'a text takes double quotes: "lenet"; a comment begins with //'),
         ('{"arch": "lenet"', "line 1, column 17", "the text ends too early: a closing } or ] is missing"),
         ("arch: lenet", "line 1, column 1", 'this is not JSON, which begins with {, as in {"arch": "resnet9"}'),
         ('{"pretrain": True}', "line 1, column 14", "True is Python; JSON writes true"),
