@@ -31,7 +31,7 @@ def read_groups(data_dir: Path, positions: Mapping[str, int], left_out: Iterable
     others = {path: place for place, path in enumerate(left_out, len(positions))}
     named = [""] * (len(positions) + len(others))
     for position, group in zip(
-        locate_images(table, {**positions, **others}, data_dir), table.columns["group"], strict=True
+        locate_images(table, {**positions, **others}, data_dir), table.texts("group"), strict=True
     ):
         named[position] = group
     return named[: len(positions)]

@@ -24,8 +24,18 @@ class Labelled:
     """The images of a dataset that labels.csv names."""
 
     indexes: dict[str, Index]  # split -> its files
-    groups: dict[str, str]  # path, in NFC -> what the column `group` says
+    paths: list[str]  # of all of them, in NFC
+    cells: dict[str, list[str]]  # column -> a cell for each path
     left_out: set[str]  # images below the folder without a row
+
+    def column(self, name: str) -> dict[str, str]:
+        """Path -> cell; empty where there is no such column."""
+        return dict(zip(self.paths, self.cells[name], strict=True)) if name in self.cells else {}
+
+    @property
+    def further_columns(self) -> list[str]:
+        """The columns that decide nothing."""
+        return [name for name in self.cells if name not in ("label", *OPTIONAL)]
 
 
 def list_labelled(data_dir: Path) -> Labelled:
@@ -45,7 +55,8 @@ def list_labelled(data_dir: Path) -> Labelled:
     order = np.argsort(located)
     files = files.select(located[order], "train")
     paths = [every_path[place] for place in located[order].tolist()]
-    cells = {name: [column[row] for row in order.tolist()] for name, column in table.columns.items()}
+    texts = {name: table.texts(name) for name in table.columns if name != "path"}
+    cells = {name: [column[row] for row in order.tolist()] for name, column in texts.items()}
     lines = [table.lines[row] for row in order.tolist()]
     # What they say.
     names = [to_nfc(label) for label in cells["label"]]
@@ -60,8 +71,7 @@ def list_labelled(data_dir: Path) -> Labelled:
     indexes = {split: files.select(split_of == split, split) for split in SPLITS if split in split_of}
     _check_classes(table, indexes)
     indexes["train"].ignored = _count_differences(listing, table, paths, names, split_of)
-    groups = dict(zip(paths, cells["group"], strict=True)) if "group" in cells else {}
-    return Labelled(indexes, groups, positions.keys() - set(paths))
+    return Labelled(indexes, paths, cells, positions.keys() - set(paths))
 
 
 def _check_labels(path: Path, names: Sequence[str], lines: Sequence[int]) -> None:

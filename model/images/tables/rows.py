@@ -15,14 +15,18 @@ MOST_SHOWN = 3  # rows in a message
 
 @dataclass
 class Table:
-    """The cells of a CSV file. Spaces around them are gone, except those of `path`, which names may have."""
+    """The cells of a CSV file."""
 
     path: Path
-    columns: dict[str, list[str]]  # name -> a cell for each row
+    columns: dict[str, list[str]]  # name -> a cell for each row, as it is written
     lines: list[int]  # of the file, from 1 on: where each row ends
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def texts(self, column: str) -> list[str]:
+        """A column without the spaces around its cells, and without a spreadsheet's apostrophe."""
+        return [csv_value(cell.strip()) for cell in self.columns[column]]
 
 
 def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> Table:
@@ -56,17 +60,16 @@ def read_table(path: Path, required: Sequence[str], known: Sequence[str] = ()) -
                 f"{'comma' if delimiter == ',' else 'delimiter'} needs quotes around it"
             )
     columns = {name: [cells[place] for cells in rows[1:]] for place, name in enumerate(names) if name}
-    stripped = {name: [csv_value(cell.strip()) for cell in cells] for name, cells in columns.items() if name != "path"}
-    return Table(path, columns | stripped, lines[1:])
+    return Table(path, columns, lines[1:])
 
 
 def _find_delimiter(header: str, required: Sequence[str]) -> str:
-    """The delimiter that gives the required columns, or else a comma."""
+    """The delimiter that gives the required columns, or else the one that is there most often."""
     for delimiter in DELIMITERS:
         names = {name.strip().strip('"').strip().lower() for name in header.split(delimiter)}
-        if names.issuperset(required):
+        if required and names.issuperset(required):
             return delimiter
-    return ","
+    return max(DELIMITERS, key=header.count)
 
 
 def _name_columns(path: Path, header: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -120,16 +123,17 @@ def locate_images(table: Table, positions: Mapping[str, int], root: Path) -> lis
 def _locate(path: str, positions: Mapping[str, int]) -> int | None:
     """As it is written, else without what a spreadsheet or another system added to it."""
     position = positions.get(to_nfc(path))
-    return position if position is not None else positions.get(_plain(path))
+    return position if position is not None else positions.get(plain_path(path))
 
 
-def _plain(path: str) -> str:
+def plain_path(path: str) -> str:
+    """A path without surrounding spaces, a spreadsheet's apostrophe, backslashes and ./, in NFC."""
     return to_nfc(csv_value(path.strip())).replace("\\", "/").removeprefix("./")
 
 
 def _explain(path: str, positions: Mapping[str, int]) -> str:
     """Why a path names no image."""
-    plain = _plain(path)
+    plain = plain_path(path)
     if not plain:
         return "it is empty"
     if plain.startswith("/") or plain[1:3] == ":/":

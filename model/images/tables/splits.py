@@ -1,5 +1,6 @@
 """A dataset folder -> its splits, as its folders and its tables say. Reads names, sizes and tables, no pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class Splits:
     folders: dict[str, Path]  # split -> the folder that holds it, or the table that says what it is
     indexes: dict[str, Index] = field(default_factory=dict)
     groups: Groups | None = None
+    labelled: Labelled | None = None  # what labels.csv says
 
     def index(self, split: str) -> Index:
         """The files of a split. UserError: no class folders, only one, or one without images."""
@@ -39,24 +41,25 @@ def list_splits(data_dir: Path) -> Splits:
     """UserError when there is no training data, or a table is damaged or does not fit the images."""
     if (data_dir / LABELS).exists():
         labelled = list_labelled(data_dir)
-        splits = Splits(data_dir, dict.fromkeys(labelled.indexes, data_dir / LABELS), labelled.indexes)
+        folders = dict.fromkeys(labelled.indexes, data_dir / LABELS)
+        splits = Splits(data_dir, folders, labelled.indexes, labelled=labelled)
     else:
-        labelled = Labelled({}, {}, set())
         splits = Splits(data_dir, find_splits(data_dir))
-    if labelled.groups or (data_dir / GROUPS).exists():
-        _set_groups(splits, labelled)
+    column = splits.labelled.column("group") if splits.labelled else {}
+    if column or (data_dir / GROUPS).exists():
+        _set_groups(splits, column)
     return splits
 
 
-def _set_groups(splits: Splits, labelled: Labelled) -> None:
-    """Read the groups, and note that of each image in the indexes."""
+def _set_groups(splits: Splits, column: Mapping[str, str]) -> None:
+    """Read the groups, and note that of each image in the indexes. `column`: what labels.csv says of them."""
     indexes = [splits.index(split) for split in splits.folders]
     paths = [to_nfc(path) for index in indexes for path in index.paths]
     named = [""] * len(paths)
     if (splits.data_dir / GROUPS).exists():
         positions = {path: position for position, path in enumerate(paths)}
-        named = read_groups(splits.data_dir, positions, labelled.left_out)
-    splits.groups = number_groups(agree(paths, named, labelled.groups, splits.data_dir))
+        named = read_groups(splits.data_dir, positions, splits.labelled.left_out if splits.labelled else ())
+    splits.groups = number_groups(agree(paths, named, column, splits.data_dir))
     first = 0
     for index in indexes:
         index.groups = splits.groups.numbers[first : first + len(index)]
