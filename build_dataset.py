@@ -2,11 +2,12 @@
 
     python build_dataset.py --source digits --data_dir data/digits
     python build_dataset.py --source archive.tar.gz --data_dir data/cifar10
-    python build_dataset.py --source photos/ --labels labels.csv --image_col file --label_col kind --data_dir data/birds
+    python build_dataset.py --source photos/ --labels birds.csv --image_col file --label_col kind --data_dir data/birds
     python build_dataset.py --data_dir data/cifar10 --check
 
 SRC is a folder (with or without splits), an archive (.tar, .tar.gz, .zip), `digits`, or a dataset that
-torchvision downloads: cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn, stl10, flowers102, ...
+torchvision downloads: cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn, stl10, flowers102, ... A folder may hold
+labels.csv (path, label, and perhaps split, group, weight) and groups.csv (path, group); train.py reads them, too.
 """
 
 import sys
@@ -28,6 +29,12 @@ def make_parser() -> Parser:
     add("--source", metavar="SRC", help="folder, archive, digits, or a torchvision name")
     add("--data_dir", metavar="D", required=True, type=Path, help="the dataset folder to make or to check")
     add("--valid_fraction", type=float, metavar="F", help="split this fraction of train off as valid, by content")
+    add(
+        "--test_fraction",
+        type=float,
+        metavar="F",
+        help="set this fraction aside as test (default: 0.15, if SRC has no splits)",
+    )
     add("--size", type=int, metavar="PX", help="reduce the short side of larger images to PX pixels")
     add("--labels", metavar="CSV", help="a table of images and their labels")
     add("--image_col", metavar="A", help="column of the image paths, relative to SRC")
@@ -47,6 +54,12 @@ def main(argv: list[str]) -> int:
         raise UserError("nothing to do: give --source SRC to build, or --check")
     if args.valid_fraction is not None and not 0 < args.valid_fraction < 1:
         raise UserError(f"--valid_fraction {args.valid_fraction}: possible are fractions between 0 and 1")
+    if args.test_fraction is not None and not 0 <= args.test_fraction < 1:
+        raise UserError(f"--test_fraction {args.test_fraction}: possible are fractions from 0 on, below 1")
+    if not args.labels and any((args.image_col, args.label_col, args.group_col)):
+        raise UserError(
+            "--image_col, --label_col and --group_col are columns of the table that --labels names; give it"
+        )
     if args.size is not None and not 8 <= args.size <= 10_000:
         raise UserError(f"--size {args.size}: possible are 8 to 10000 pixels")
     out = sys.stderr if args.json else sys.stdout
@@ -54,8 +67,8 @@ def main(argv: list[str]) -> int:
     if args.source:
         from model.images.build.items import BuildOptions
 
-        columns = (args.image_col, args.label_col, args.group_col)
-        options = BuildOptions(args.valid_fraction, args.size, args.labels, *columns, copy=args.copy or None)
+        names = ("valid_fraction", "test_fraction", "size", "labels", "image_col", "label_col", "group_col")
+        options = BuildOptions(copy=args.copy or None, **{name: getattr(args, name) for name in names})
         result |= run_build(args.source, args.data_dir, options, out)
     if args.check:
         result |= run_check(args.data_dir, out)

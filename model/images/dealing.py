@@ -227,12 +227,16 @@ def describe_folds(parts: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return text + (f", {least} to {most} of class {classes[uneven]!r}" if most > least + 1 else "")
 
 
-def describe_share(is_valid: np.ndarray, labels: np.ndarray, classes: Sequence[str], fraction: float) -> str:
-    """How near a valid part of whole groups comes to its fraction: of all images, and of the class furthest from it."""
+def describe_share(
+    is_apart: np.ndarray, labels: np.ndarray, classes: Sequence[str], fraction: float, split: str = "valid"
+) -> str:
+    """How near a part of whole groups comes to its fraction: of all images, and of the class furthest from it."""
     totals = np.maximum(1, np.bincount(labels, minlength=len(classes)))
-    counts = np.bincount(labels[is_valid], minlength=len(classes))
+    counts = np.bincount(labels[is_apart], minlength=len(classes))
     furthest = int(np.argmax(np.abs(counts / totals - fraction)))
-    text = f"groups stay whole: valid has {is_valid.mean():.1%} of the images where valid_fraction is {fraction:.1%}"
+    text = (
+        f"groups stay whole: {split} has {is_apart.mean():.1%} of the images where {split}_fraction is {fraction:.1%}"
+    )
     text += f", and {counts[furthest]} of {totals[furthest]} of class {classes[furthest]!r}"
     absent = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
     return text + (f"; no images of {', '.join(absent[:5])}: no group can be spared" if absent else "")

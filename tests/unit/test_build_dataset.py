@@ -21,8 +21,8 @@ from kit import ROOT, call, make_dataset, make_images, shell, tree
 from PIL import Image
 
 from model.images.build import archives, dataset, write
-from model.images.build.dataset import split_off
 from model.images.build.items import Item, pick_split
+from model.images.build.splitting import split_off
 from model.images.build.write import Writer, shrink, write_items
 from model.images.check import check
 from utils import UserError
@@ -84,8 +84,11 @@ def test_flat_class_folders_and_what_is_left_out(tmp_path):
     code, printed = build(tmp_path / "photos", tmp_path / "data", "--valid_fraction", 0.25)
     assert code == 0, printed
     assert "3 .heic files ignored: convert them, or install pillow-heif" in printed
-    assert "no test split" in printed
-    assert len(list((tmp_path / "data/valid").rglob("*.*g"))) >= 3
+    assert "the source has no splits: 15% of each class are set aside as test; --test_fraction 0: none" in printed
+    assert "no valid split" not in printed
+    assert "no test split" not in printed
+    for split in ("valid", "test"):
+        assert len([path for path in (tmp_path / "data" / split).rglob("*") if path.is_file()]) == 3
     assert len(list((tmp_path / "data").rglob("*.JPG"))) == 2
 
 
@@ -117,7 +120,7 @@ def test_a_table_keeps_groups_on_one_side(tmp_path):
     ]
     write_table(tmp_path / "labels.csv", rows)
     flags = ["--labels", tmp_path / "labels.csv", "--image_col", "file", "--label_col", "kind", "--group_col", "who"]
-    code, printed = build(tmp_path / "photos", tmp_path / "data", *flags)
+    code, printed = build(tmp_path / "photos", tmp_path / "data", *flags, "--valid_fraction", 0.2)
     assert code == 0, printed
     where = {}
     for split in ("train", "valid", "test"):
@@ -228,7 +231,7 @@ def test_links_of_a_source_become_files_and_dangling_ones_are_counted(tmp_path):
     (first / "relative.png").symlink_to("../class_0/000.png")
     (first / "absolute.png").symlink_to(tmp_path / "photos/class_1/001.png")
     (first / "nowhere.png").symlink_to("../elsewhere/9.png")
-    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    code, printed = build(tmp_path / "photos", tmp_path / "data", "--test_fraction", 0)
     assert code == 0, printed
     assert "train        8 images" in printed
     assert "1 links that lead nowhere left out (for example class_0/nowhere.png)" in printed
@@ -259,13 +262,13 @@ def test_links_of_a_flat_source(tmp_path):
 def test_hard_links_are_said_and_copies_can_be_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "clone", lambda source, path: False)  # as on a file system without
     make_images(tmp_path / "photos", classes=2, per_class=2)
-    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    code, printed = build(tmp_path / "photos", tmp_path / "data", "--test_fraction", 0)
     assert code == 0, printed
     (line,) = [line for line in printed.splitlines() if "hard links" in line]
     assert line.startswith(f"4 images are hard links to {tmp_path / 'photos'}:")
     assert "--copy" in line
     assert os.path.samefile(tmp_path / "photos/class_0/000.png", tmp_path / "data/train/class_0/000.png")
-    code, printed = build(tmp_path / "photos", tmp_path / "copies", "--copy")
+    code, printed = build(tmp_path / "photos", tmp_path / "copies", "--copy", "--test_fraction", 0)
     assert code == 0, printed
     assert "hard links" not in printed
     made = tmp_path / "copies/train/class_0/000.png"
@@ -296,7 +299,7 @@ def test_clones_are_tried_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(write.fcntl, "ioctl", ioctl)
     make_images(tmp_path / "photos", classes=2, per_class=2)
-    code, printed = build(tmp_path / "photos", tmp_path / "data")
+    code, printed = build(tmp_path / "photos", tmp_path / "data", "--test_fraction", 0)
     assert code == 0, printed
     assert asked == [0x40049409] * 4  # FICLONE is _IOW(0x94, 9, int)
     assert "hard links" not in printed
@@ -493,7 +496,7 @@ def test_a_killed_build_is_cleared_away_by_the_next_one_and_a_running_one_is_not
         dataset.remove_leftovers(tmp_path / "data")
         assert [path.exists() for path in work].count(True) == 1, "the other build is running"
         processes[1].kill(), processes[1].wait()
-        code, printed = build(tmp_path / "photos", tmp_path / "data")
+        code, printed = build(tmp_path / "photos", tmp_path / "data", "--test_fraction", 0)
         assert code == 0, printed
         assert not list(tmp_path.glob(".data*"))
     finally:
@@ -635,15 +638,22 @@ def test_a_valid_part_is_split_off_by_content_and_whole_groups(tmp_path):
 
     for fraction, count in ((0.1, 1), (0.24, 2), (0.5, 5), (0.99, 9)):
         made = items([""] * 10)
-        split_off(made, fraction)
+        split_off(made, fraction, "valid")
         assert [item.split for item in made].count("valid") == count
+    assert [split_off(items([""] * 2), 0.9, "test"), split_off(items([""]), 0.5, "test")] == [[], []]
+    made = [Item("train", "a", str(n), Image.new("L", (2, 2), n > 7)) for n in range(10)]
+    split_off(made, 0.5, "valid")
+    assert [item.split for item in made] in (["train"] * 8 + ["valid"] * 2, ["valid"] * 8 + ["train"] * 2)
+    made = [Item("train", "a", str(n), Image.new("L", (2, 2))) for n in range(4)]
+    split_off(made, 0.5, "valid")
+    assert {item.split for item in made} == {"train"}, "copies stay together, and train keeps its class"
     made = items("xxxxxyyyyy")
-    split_off(made, 0.1)
+    split_off(made, 0.1, "valid")
     assert {item.group for item in made if item.split == "valid"} in ({"x"}, {"y"})
     assert [item.split for item in made].count("valid") == 5
     made[0].split = "valid"
     with pytest.raises(UserError, match="has a valid split already"):
-        split_off(made, 0.1)
+        split_off(made, 0.1, "valid")
 
 
 def test_names_that_are_taken_get_a_number(tmp_path):

@@ -19,9 +19,10 @@ from model.images.build.archives import extract
 from model.images.build.folders import enter_lone_folder, read_folder
 from model.images.build.items import BuildOptions, Item, Remarks
 from model.images.build.named import TORCHVISION, make_digits, read_torchvision
-from model.images.build.tables import read_table
+from model.images.build.splitting import make_splits
+from model.images.build.tables import have_tables, read_images, write_tables
 from model.images.build.write import Writer, write_items
-from utils import JsonObject, UserError, key64, nearest, read_json, write_json
+from utils import JsonObject, UserError, nearest, read_json, write_json
 
 RECORD = "dataset.json"
 HARD_LINKS = "{number:,} images are hard links to {source}: editing one there changes it here; --copy makes copies"
@@ -47,12 +48,14 @@ def build(source: str, data_dir: Path, options: BuildOptions) -> Built:
     with work_folder(data_dir) as work:
         # Find the images, and say where each belongs.
         items = list(find_items(source, work, options, built.remarks))
-        if options.valid_fraction:
-            split_off(items, options.valid_fraction)
+        make_splits(items, options, built.remarks)
+        has_tables = have_tables(items)
         # Write them beside the target, with a record of what was asked for.
         target = work / "dataset"
         writer = Writer(options.size, copies=bool(options.copy))
         counts = write_items(items, target, writer)
+        if has_tables:
+            write_tables(items, target)
         if writer.num_links and Path(source).is_dir():  # those of an unpacked archive have no other name
             built.remarks.append(HARD_LINKS.format(number=writer.num_links, source=source))
         built.counts = {split: dict(sorted(counts[split].items())) for split in SPLITS if split in counts}
@@ -116,10 +119,13 @@ def find_earlier_build(data_dir: Path, request: dict[str, object]) -> Built | No
 
 def find_items(source: str, work: Path, options: BuildOptions, remarks: Remarks) -> Iterable[Item]:
     """The images of a source: digits, a torchvision name, an archive or a folder, perhaps with a table of labels."""
+    path = Path(source)
+    is_named = source == "digits" or (source.lower() in TORCHVISION and not path.exists())
+    if options.labels and is_named:
+        raise UserError(f"--labels: {source} has labels of its own; leave it out")
     if source == "digits":
         return make_digits(options.size or 32)
-    path = Path(source)
-    if source.lower() in TORCHVISION and not path.exists():
+    if is_named:
         return read_torchvision(source.lower(), work)
     if not path.exists():
         known = ["digits", *TORCHVISION]
@@ -127,29 +133,5 @@ def find_items(source: str, work: Path, options: BuildOptions, remarks: Remarks)
     if path.is_file():
         path = extract(path, work / "archive", remarks)
     if options.labels:
-        return read_table(path, Path(options.labels), options, remarks)
+        return read_images(path, Path(options.labels), options, remarks)
     return read_folder(enter_lone_folder(path), remarks)
-
-
-def split_off(items: list[Item], fraction: float) -> None:
-    """Move a part of train to valid, per class, by content (or by group). UserError when there is a valid split."""
-    if any(item.split == "valid" for item in items):
-        raise UserError("--valid_fraction: the source has a valid split already; leave it out")
-    for label in {item.label for item in items}:
-        members = [item for item in items if item.label == label and item.split == "train"]
-        keyed = sorted(((_content_key(item), item) for item in members), key=lambda pair: pair[0])
-        keys = [key for key, _ in keyed]
-        count = min(max(1, round(fraction * len(keyed))), len(keyed) - 1)
-        # Equal contents, and images of one group, stay together.
-        while 0 < count < len(keyed) and keys[count] == keys[count - 1]:
-            count += 1
-        for _, item in keyed[: max(count, 0)]:
-            item.split = "valid"
-
-
-def _content_key(item: Item) -> int:
-    """A number that is a function of the group, or else of the content."""
-    if item.group:
-        return key64(item.group)
-    data = item.source.read_bytes() if isinstance(item.source, Path) else item.source.tobytes()
-    return key64(str(len(data)), data.hex())

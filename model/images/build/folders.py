@@ -8,7 +8,11 @@ import numpy as np
 
 from include import IMAGE_EXTENSIONS, SPLIT_SYNONYMS, SPLITS
 from model.images.build.items import Item, Remarks
-from model.images.index import FLAT, describe_ignored, find_splits, index_split, is_flat_split
+from model.images.build.tables import name_folder
+from model.images.index import FLAT, describe_ignored, is_flat_split
+from model.images.paths import to_nfc
+from model.images.tables.labels import LABELS
+from model.images.tables.splits import list_splits
 
 
 def enter_lone_folder(path: Path) -> Path:
@@ -22,28 +26,31 @@ def enter_lone_folder(path: Path) -> Path:
 
 
 def read_folder(path: Path, remarks: Remarks) -> Iterator[Item]:
-    """The images of a folder in any of the three layouts."""
-    flat = [entry for entry in path.iterdir() if is_flat_split(entry)]
+    """The images of a folder in any of the three layouts, or as its labels.csv and groups.csv say."""
+    flat = [] if (path / LABELS).exists() else [entry for entry in path.iterdir() if is_flat_split(entry)]
     if flat:
         remarks.append("flat layout: the label is what stands before the first _ of each file name")
         yield from _read_flat(flat, remarks)
         return
-    splits = find_splits(path)
-    for split, where in splits.items():
-        index = index_split(where, split, path)
+    listed = list_splits(path)
+    has_splits = len(listed.folders) > 1 or not {path, path / LABELS}.issuperset(listed.folders.values())
+    for split in listed.folders:
+        index = listed.index(split)
         if index.ignored:
             remarks.append(f"{split}: {describe_ignored(index.ignored)}")
         dangling = [index.paths[position] for position in np.flatnonzero(index.sizes < 0).tolist()]
         if dangling:
             remarks.append(f"{split}: {len(dangling)} links that lead nowhere left out (for example {dangling[0]})")
-        for name, label, size in zip(index.paths, index.labels.tolist(), index.sizes.tolist(), strict=True):
+        groups = listed.name_groups(index)
+        for name, label, size, group in zip(
+            index.paths, index.labels.tolist(), index.sizes.tolist(), groups, strict=True
+        ):
             if size < 0:
                 continue
-            yield Item(split, index.classes[label], Path(name).name, path / name)
-    if "valid" not in splits:
-        remarks.append("no valid split: train.py splits a part off train")
-    if "test" not in splits:
-        remarks.append("no test split: evaluate.py can look at --split valid")
+            item = Item(split if has_splits else "", index.classes[label], Path(name).name, path / name, group)
+            if listed.labelled:
+                item.folder, item.further = name_folder(item.label), listed.labelled.further(to_nfc(name))
+            yield item
 
 
 def _read_flat(folders: list[Path], remarks: Remarks) -> Iterator[Item]:

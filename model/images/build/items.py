@@ -1,6 +1,6 @@
 """One image on its way from a source to a dataset folder, and what the user asked for."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,14 @@ Remarks = list[str]  # lines that tell the user what was left out or chosen
 class Item:
     """Where an image comes from, and where it belongs."""
 
-    split: str
+    split: str  # "" where the source does not say
     label: str
     name: str  # of the file to make
     source: "Path | Image"  # a file, or the pixels themselves
     group: str = ""  # images of one group stay on one side of every split
+    folder: str = ""  # of its class, where it cannot be called as the class is
+    further: dict[str, str] | None = None  # column -> cell of its row in labels.csv; None: the source has no table
+    path: str = ""  # below the dataset folder, once it is written
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class BuildOptions:
     label_col: str | None = None
     group_col: str | None = None
     copy: bool | None = None  # rather than hard links; None: not asked for
+    test_fraction: float | None = field(default=None, kw_only=True)
 
     def request(self, source: str) -> dict[str, object]:
         """What dataset.json records, and what makes two builds the same: names instead of paths."""

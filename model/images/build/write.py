@@ -23,15 +23,16 @@ class Writer:
         self.can_clone = sys.platform == "linux"
         self.num_links = 0  # images that are hard links
 
-    def write(self, item: Item, folder: Path) -> None:
-        """Share, shrink or write one image; a name that is taken gets a number."""
+    def write(self, item: Item, folder: Path) -> Path:
+        """Share, shrink or write one image -> its file; a name that is taken gets a number."""
         path = _free_path(folder / item.name)
         if not isinstance(item.source, Path):
             item.source.save(path, "PNG")
         elif self.size:
-            shrink(item.source, path, self.size)
+            return shrink(item.source, path, self.size)
         else:
             self._share(Path(os.path.realpath(item.source)), path)  # a link would be linked as a link
+        return path
 
     def _share(self, source: Path, path: Path) -> None:
         if self.can_clone:
@@ -68,10 +69,10 @@ def write_items(items: list[Item], target: Path, writer: Writer) -> dict[str, di
     counts: dict[str, dict[str, int]] = {}
     for item in tqdm(items, desc="building", unit="image", leave=False, disable=None):
         classes = counts.setdefault(item.split, {})
-        folder = target / item.split / item.label
+        folder = target / item.split / (item.folder or item.label)
         if item.label not in classes:
             folder.mkdir(parents=True, exist_ok=True)
-        writer.write(item, folder)
+        item.path = writer.write(item, folder).relative_to(target).as_posix()
         classes[item.label] = classes.get(item.label, 0) + 1
     return counts
 
@@ -84,8 +85,11 @@ def _free_path(path: Path) -> Path:
     return free
 
 
-def shrink(source: Path, path: Path, size: int) -> None:
-    """Reduce the short side of an image to `size` px if it is longer; smaller images are copied as they are."""
+def shrink(source: Path, path: Path, size: int) -> Path:
+    """Reduce the short side of an image to `size` px if it is longer; smaller images are copied as they are.
+
+    Returns the file that was written: a PNG unless the image is a JPEG or was copied.
+    """
     from PIL import Image
 
     from model.images.decode import read_image
@@ -93,11 +97,13 @@ def shrink(source: Path, path: Path, size: int) -> None:
     image = Image.fromarray(read_image(source))
     if min(image.size) <= size:
         shutil.copyfile(source, path)
-        return
+        return path
     scale = size / min(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         image.save(path, "JPEG", quality=95)
-    else:
-        image.save(path.with_suffix(".png"), "PNG")
+        return path
+    path = path.with_suffix(".png")
+    image.save(path, "PNG")
+    return path

@@ -1,5 +1,6 @@
 """labels.csv -> the splits of a dataset, whatever its folders are called: path, label; perhaps split, group, weight."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,10 +33,14 @@ class Labelled:
         """Path -> cell; empty where there is no such column."""
         return dict(zip(self.paths, self.cells[name], strict=True)) if name in self.cells else {}
 
-    @property
-    def further_columns(self) -> list[str]:
-        """The columns that decide nothing."""
-        return [name for name in self.cells if name not in ("label", *OPTIONAL)]
+    def further(self, path: str) -> dict[str, str]:
+        """Column -> cell of one image, for the columns that decide nothing about labels, splits and groups."""
+        columns = [name for name in self.cells if name not in ("label", "split", "group")]
+        return {name: self.cells[name][self.row_of[path]] for name in columns}
+
+    @functools.cached_property
+    def row_of(self) -> dict[str, int]:
+        return {path: row for row, path in enumerate(self.paths)}
 
 
 def list_labelled(data_dir: Path) -> Labelled:

@@ -26,6 +26,13 @@ class Splits:
             self.indexes[split] = index_split(self.folders[split], split, self.data_dir)
         return self.indexes[split]
 
+    def name_groups(self, index: Index) -> list[str]:
+        """The name of each image's group, "" for none."""
+        if self.groups is None or index.groups is None:
+            return [""] * len(index)
+        names = self.groups.names
+        return [names[number] if number < len(names) else "" for number in index.groups.tolist()]
+
     def check_groups(self, joins_valid: bool = False) -> None:
         """UserError when a group is in two splits. `joins_valid`: train and valid count as one, as folds take them."""
         if not self.groups:
