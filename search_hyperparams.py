@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from folder.arguments import Parser
 from folder.folder import Folder
+from folder.manifest import seal_without_id
 from folder.provenance import surroundings
 from folder.trust import Consent
 from include import CODE, FOLDS
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> int:
         for remark in freeze_code(search, bool(args.accept), consent):
             print(remark, file=sys.stderr if args.json else sys.stdout)
         if assignment:
-            write_json(folder.path / FOLDS, assignment)
+            write_json(folder.path / FOLDS, seal_without_id(assignment))
         # training, then tables and pictures
         train_children(search, args.fail_fast, args.json)
         search.children.complete_ends()

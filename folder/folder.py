@@ -103,6 +103,10 @@ class Folder:
         if not (self.path / RESOLVED).exists():
             if is_of_another_kit(self.path):
                 raise UserError(explain_older_folder(self.path))
+            if (self.path / META).exists() and (self.path / HISTORY_JSON).exists():
+                train = command("python", "train.py", "--model_dir", self.path)
+                reason = f"{self.path / RESOLVED} is missing; not touched. What can be done is said by: {train}"
+                raise UserError(reason, EXIT_DAMAGED)
             raise UserError(
                 f"{self.path} has not been trained yet: python train.py --data_dir DATA --model_dir {self.path}"
             )

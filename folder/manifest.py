@@ -21,6 +21,11 @@ def seal(value: JsonObject) -> JsonObject:
     return content | {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
+def seal_without_id(record: JsonObject) -> JsonObject:
+    """`record` with the format and the digest: for records of searches, whose folders have no id."""
+    return seal({**record, "format": FORMAT})
+
+
 def check_seal(path: Path, value: JsonObject) -> None:
     """UserError (exit 3) when a record is of a newer format, or is not as the kit wrote it.
 

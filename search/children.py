@@ -19,13 +19,13 @@ from folder.history import (
     validation_column,
     validation_values,
 )
-from folder.manifest import read_manifest
+from folder.manifest import read_manifest, seal_without_id
 from folder.provenance import localise
 from folder.records import read_progress
-from include import CHECKPOINTS, CODE, EXIT_NONFINITE, META, PARAMS, RECORD
+from include import CHECKPOINTS, CODE, EXIT_DAMAGED, EXIT_NONFINITE, META, PARAMS, RECORD
 from params import Params
 from search.strategy import ChildProgress, Point, Trial, names_of
-from utils import UserError, write_json
+from utils import JsonObject, UserError, write_json
 
 TRIAL = "record/trial.json"  # of a child: its number, its values, and the digest of its params.json as written
 Values = dict[str, object]  # what a params.json says
@@ -156,9 +156,9 @@ class Children:
         current = identity(read_params(path))
         if current == identity(values):
             return True
-        written = child.folder.record(TRIAL).get("written")
-        if child.state == "new" and written == digest(current):
-            write_json(path / TRIAL, child.folder.record(TRIAL) | {"written": digest(identity(values))})
+        record = read_trial(child)
+        if child.state == "new" and record.get("written") == digest(current):
+            write_json(path / TRIAL, seal_without_id(record | {"written": digest(identity(values))}))
             write_json(path / PARAMS, values)
             return True
         return False
@@ -166,7 +166,8 @@ class Children:
     def _write(self, name: str, values: Values, trial: Trial) -> Child:
         path = self.parent / name
         (path / RECORD).mkdir(parents=True, exist_ok=True)
-        write_json(path / TRIAL, {"number": trial.number, "values": trial.values, "written": digest(identity(values))})
+        record = {"number": trial.number, "values": trial.values, "written": digest(identity(values))}
+        write_json(path / TRIAL, seal_without_id(record))
         write_json(path / PARAMS, values)
         return self._adopt(path)
 
@@ -181,6 +182,15 @@ class Children:
             child.progress.state = "failed"
             child.message = str(error)
         return child
+
+
+def read_trial(child: Child, kinds: dict[str, type] | None = None) -> JsonObject:
+    """What the search recorded of a child, {} of one that was added by hand. UserError (exit 3) when it is damaged."""
+    try:
+        return child.folder.record(TRIAL, {}, **(kinds or {}))
+    except UserError as damaged:
+        way_out = f"Bring it back, or remove it: {child.name} then counts as a folder that was added by hand"
+        raise UserError(f"{damaged}; not touched. {way_out}", EXIT_DAMAGED) from None
 
 
 def read_params(path: Path) -> Values:

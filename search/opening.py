@@ -8,13 +8,13 @@ from folder.folder import Folder
 from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, check_frozen_code, references, snapshot
 from folder.trust import Consent, check_trust
-from include import CODE, RECORD
+from include import CODE, EXIT_DAMAGED, RECORD
 from params import Params
 from search.children import read_params
 from search.engines.registry import ENGINES
 from search.scheduler import SEARCH, Scheduler
 from search.validation import check_search
-from utils import UserError
+from utils import JsonObject, UserError
 
 Assignment = dict[str, object]  # the fold in which each image validates
 
@@ -32,7 +32,7 @@ def open_search(
     returns is returned. UserError.
     """
     # parameters: the file, then what earlier command lines changed, then this one
-    record = folder.record(SEARCH, overrides=dict) if (folder.path / SEARCH).exists() else {}
+    record = read_search(folder)
     overrides = params_module.locate_overrides(overrides, folder.path)
     overrides = params_module.deep_merge(record.get("overrides", {}), overrides)
     params = params_module.load(folder.path, overrides)
@@ -51,6 +51,15 @@ def open_search(
     is_stated = "parallel" in params.search.model_fields_set
     num_slots = params.search.parallel if is_stated else ENGINES[params.search.engine].default_slots()
     return Scheduler(folder, params, overrides, data, num_slots, arguments), assignment
+
+
+def read_search(folder: Folder) -> JsonObject:
+    """What the search recorded of its earlier starts, {} before the first. UserError (exit 3) when it is damaged."""
+    try:
+        return folder.record(SEARCH, overrides=dict)
+    except UserError as damaged:
+        way_out = "Bring it back, or remove it and give the data and all changed parameters again"
+        raise UserError(f"{damaged}; not touched. {way_out}", EXIT_DAMAGED) from None
 
 
 def freeze_code(search: Scheduler, accept: bool, consent: Consent) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from folder.folder import Folder, now
+from folder.manifest import seal_without_id
 from include import EXIT_BUSY
 from params import Params
 from search.children import Child, Children
@@ -240,7 +241,7 @@ class Scheduler:
             "host": socket.gethostname(),
             "updated": now(),
         }
-        write_json(self.folder.path / SEARCH, self.record | record)
+        write_json(self.folder.path / SEARCH, seal_without_id(self.record | record))
 
     def counts(self) -> dict[str, int]:
         """Number of children that are done, failed, pruned, and none of these."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from params import Params
-from search.children import TRIAL, Child, Children
+from search.children import Child, Children, read_trial
 from search.strategy import (
     ChildProgress,
     Point,
@@ -63,8 +63,8 @@ class Selection:
 
     def _recorded_points(self) -> list[Point]:
         """The points of the existing children, in the order in which TPE suggested them."""
-        kinds = {"number": int, "values": dict}
-        records = [child.folder.record(TRIAL, **kinds) for child in self.children.by_name.values()]
+        kinds: dict[str, type] = {"number": int, "values": dict}
+        records = [read_trial(child, kinds) for child in self.children.by_name.values()]
         points = {record["number"]: record["values"] for record in records if record}
         return [points[number] for number in sorted(points)]
 

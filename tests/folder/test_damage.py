@@ -41,10 +41,9 @@ def test_a_record_that_is_missing_or_cut_off_names_the_way_out(train, data, tmp_
         assert code == 3, printed
         assert len(printed.splitlines()) == 1
         assert "--restart" in printed
-        if damage is not None:
-            code, printed = call("evaluate", "--data_dir", data, "--model_dir", folder)
-            assert code == 3, printed
-            assert f"python train.py --model_dir {folder}" in printed
+        code, printed = call("evaluate", "--data_dir", data, "--model_dir", folder)
+        assert code == 3, printed
+        assert f"python train.py --model_dir {folder}" in printed
         path.write_bytes(whole)
     assert train(folder)[0] == 0
 

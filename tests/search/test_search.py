@@ -16,6 +16,7 @@ import pytest
 from kit import ROOT, call, copy_kit, experiment, gone_pid, history, shell, tree, weights
 
 from folder.lock import is_alive
+from folder.manifest import check_seal
 from utils import write_json
 
 SMALL = {"arch": "lenet", "arch_args": {}, "im_sz": 16, "batch_size": 16, "num_epochs": 1, "precision": "fp32"}
@@ -292,6 +293,39 @@ def test_tpe_asks_for_as_many_points_as_wanted_in_all(data, tmp_path):
     code, printed = search(data, folder)
     assert code == 3
     assert f"{trial} is damaged (number)" in printed
+
+
+def test_records_of_a_search_are_sealed_and_older_ones_still_read(data, tmp_path):
+    space = {"learning_rate": {"min": 1e-4, "max": 0.1, "log": True}}
+    folder = parent(tmp_path / "p", space, {"sampler": "tpe", "num_trials": 1, "folds": 2})
+    code, printed = search(data, folder, "--ps=0.3")
+    assert code == 0, printed
+    files = [folder / "record/search.json", folder / "record/folds.json", next(folder.glob("*/record/trial.json"))]
+    for path in files:
+        record = json.loads(path.read_text())
+        check_seal(path, record)
+        assert record["format"] == 2
+        assert record["digest"]
+    # an edit and a torn file are refused, with the way out
+    whole = {path: json.loads(path.read_text()) for path in files}
+    for path, key in ((files[0], "overrides"), (files[2], "values")):
+        for text in (json.dumps(whole[path] | {key: {"learning_rate": 0.5}}), "{}}"):
+            path.write_text(text)
+            code, printed = search(data, folder)
+            assert code == 3, printed
+            assert f"{path}" in printed
+            assert "or remove it" in printed
+        path.write_text(json.dumps(whole[path]))
+    # records as an older version wrote them, and none: nothing is trained again
+    for path in files:
+        old = {name: value for name, value in whole[path].items() if name not in ("format", "digest")}
+        path.write_text(json.dumps(old))
+    code, printed = search(data, folder)
+    assert (code, "started" in printed) == (0, False), printed
+    for path in files:
+        path.unlink()
+    code, printed = search(data, folder, "--ps=0.3")
+    assert (code, "started" in printed) == (0, False), printed
 
 
 def test_children_that_were_added_by_hand_are_points_of_tpe_too(data, tmp_path):
