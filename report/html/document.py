@@ -26,6 +26,10 @@ from utils import write_atomic
 REPORT = "report.html"
 PLOTLY = f"{RECORD}/plotly.min.js"
 HERE = Path(__file__).parent
+# Characters that are not seen, or that change the order in which others are read: \x1b, \u202e stand for them.
+DIRECTION_MARKS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+HIDDEN = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+HIDDEN |= {code: f"\\u{code:04x}" for code in DIRECTION_MARKS}
 UNFINISHED_WORDS = {"": "done", "not": "created"}  # first word of a remark that is not itself a state
 
 
@@ -69,11 +73,13 @@ def state_from_remark(remark: str) -> str:
 
 
 def replace_non_finite(value: object) -> object:
-    """`value` with null in place of NaN and infinity, which JSON does not have."""
+    """`value` with null in place of NaN and infinity, which JSON does not have; hidden characters are made visible."""
+    if isinstance(value, str):
+        return make_visible(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: replace_non_finite(entry) for key, entry in value.items()}
+        return {make_visible(key): replace_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [replace_non_finite(entry) for entry in value]
     return value
@@ -87,9 +93,14 @@ def round_digits(value: float, digits: int = 5) -> float:
 # --- the page -------------------------------------------------------------------------------------------
 
 
+def make_visible(value: object) -> object:
+    """Text with hidden characters as escapes; markup of the page's own, and anything else, as it is."""
+    return value.translate(HIDDEN) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def breakable(text: object) -> Markup:
     """`text` that a browser may break after _ and /: names of folders and columns have no spaces."""
-    return Markup(re.sub(r"([_/]+)", r"\1<wbr>", str(escape(text))))
+    return Markup(re.sub(r"([_/]+)", r"\1<wbr>", str(escape(make_visible(text)))))
 
 
 @lru_cache(maxsize=1)
@@ -98,6 +109,7 @@ def environment() -> Environment:
     templates = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        finalize=make_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

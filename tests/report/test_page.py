@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 from kit import call, experiment, make_dataset
-from runs import make_run
+from runs import make_run, write
 
 from folder.folder import Folder
 from folder.provenance import changed_files, snapshot, source_files
@@ -133,6 +133,69 @@ def test_a_folder_of_its_own_has_its_own_script(tmp_path):
     assert write_page(folder) == folder / REPORT
     assert PLOTLY in check_links(folder / REPORT)
     assert "rel" not in Page(folder / REPORT).tags
+
+
+HOSTILE = [
+    "javascript:alert(1)",
+    "data:text<html,x",
+    "a\u202egnp.exe",
+    "b\x1b[2J\x01\x9d",
+    "c' onclick='x",
+    "</script>",
+    "</title><b>",
+    "{{ 7*7 }}",
+]
+
+
+class Structure(HTMLParser):
+    """Tags, attributes and what is shown of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.shown = path.read_bytes().decode("utf-8")
+        self.feed(self.shown)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+def test_no_name_or_value_becomes_code_a_link_or_hidden_text_on_any_page(tmp_path):
+    """Names of folders and classes, parameters, notes, messages, metrics, the log, git and command lines."""
+    benign, hostile = tmp_path / "benign", tmp_path / "hostile"
+    for parent, names in ((benign, [f"run{k}" for k in range(len(HOSTILE))]), (hostile, HOSTILE)):
+        for name, value in zip(names, names, strict=True):
+            run = make_run(parent / name.replace("/", ""), 0.8, note=value, arch=value, message=value)
+            resolved = json.loads((run / "record/resolved.json").read_text())
+            write(run / "record/resolved.json", resolved | {"pinned": {"classes": [value, value + "2"]}})
+            meta = {"data_dir": f"/data/{value}", "minimize": ["loss"], "command": ["train.py", value], "host": value}
+            write(
+                run / "record/meta.json", meta | {"git": {"commit": value, "branch": value}, "versions": {value: value}}
+            )
+            write(run / "train.log", f"{value}\n")
+            rows = json.loads((run / "history.json").read_text())
+            write(run / "history.json", [row | {f"val_{value}": 0.5} for row in rows])
+            write(run / "metrics_test_best.json", {"epoch": 5, "loss": 0.5, "accuracy": 0.5, value: 0.5})
+        make_run(parent / f"{names[0]} failed", 0.5, state="failed", message=names[2])
+        write(parent / "params.json", {"hyper_search": {"note": names}})
+        write_page(parent, verdict=" ".join(names))
+    pages = sorted(hostile.rglob("report.html"))
+    assert len(pages) == len(HOSTILE) + 2
+    plain = [Structure(path) for path in benign.rglob("report.html")]
+    known = ({tag for page in plain for tag in page.tags}, {name for page in plain for name, _ in page.attributes})
+    hidden = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+    for path in pages:
+        page = Structure(path)
+        assert set(page.tags) <= known[0], path
+        assert {name for name, _ in page.attributes} <= known[1], path
+        assert page.tags.count("script") == 3, path
+        check_links(path)
+        assert not hidden.search(page.shown), path
+    shown = Structure(hostile / "report.html").shown
+    assert "\\u202e" in shown
+    assert "{{ 7*7 }}" in shown
 
 
 def test_names_and_values_are_text(tmp_path):

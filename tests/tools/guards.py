@@ -206,6 +206,8 @@ GUARDS = [
     Guard("the record of a search is sealed", "search/scheduler.py", "seal_without_id(self.record | record)", "self.record | record", "tests/search/test_search.py::test_records_of_a_search_are_sealed_and_older_ones_still_read"),
     Guard("the record of a trial is sealed", "search/children.py", "write_json(path / TRIAL, seal_without_id(record))", "write_json(path / TRIAL, record)", "tests/search/test_search.py::test_records_of_a_search_are_sealed_and_older_ones_still_read"),
     Guard("a missing record is damage", "folder/folder.py", "            if (self.path / META).exists() and (self.path / HISTORY_JSON).exists():", "            if False:", "tests/folder/test_damage.py::test_a_record_that_is_missing_or_cut_off_names_the_way_out"),
+    Guard("hidden characters on pages", "report/html/document.py", "        finalize=make_visible,\n", "", "tests/report/test_page.py::test_no_name_or_value_becomes_code_a_link_or_hidden_text_on_any_page"),
+    Guard("hidden characters in the data of pages", "report/html/document.py", "        return make_visible(value)\n", "        return value\n", "tests/report/test_page.py::test_no_name_or_value_becomes_code_a_link_or_hidden_text_on_any_page"),
     Guard("weights are finite", "engine/use/inference.py", "    check_finite_weights(path, tensors)\n", "", "tests/unit/test_hostile_text.py::test_weights_that_are_not_finite_are_refused"),
     Guard("too few file handles are said", "utils.py", "error.errno in (errno.EMFILE, errno.ENFILE)", "False", "tests/unit/test_hostile_text.py::test_too_many_open_files_says_what_to_do"),
     Guard("a full disk under tensorboard has no traceback", "engine/observers/tensorboard.py", "            threading.excepthook = _hide_writer_error\n", "",
