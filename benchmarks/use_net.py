@@ -79,7 +79,7 @@ def main() -> None:
             program,
             spread(speeds[program], 0),
             spread(cpu[program]),
-            against(ratio(speeds[OURS], speeds[program]), BAR) if program == FROM_FILES else "",
+            against(ratio(speeds[OURS], speeds[program]), BAR if program == FROM_FILES else None),
         ]
         for program in times
     ]
