@@ -10,6 +10,7 @@ from pathlib import Path
 
 VERSION = "0.2.0.dev0"  # the one place: pyproject.toml takes it from here
 ROOT = Path(__file__).resolve().parent
+PACKAGES = ("torch", "torchvision", "numpy", "PIL", "tabulate", "matplotlib", "safetensors")  # requirements.txt has all
 
 # albumentations asks the network for a newer version unless told not to, in workers too.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

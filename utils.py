@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER
+from include import EXIT_BUG, EXIT_SYSTEM, EXIT_USER, PACKAGES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -292,7 +292,8 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if isinstance(error, OSError) or is_out_of_memory(error):
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name in PACKAGES
+        if is_missing or isinstance(error, OSError) or is_out_of_memory(error):
             print(f"error: {printable(describe_oserror(error))}", file=sys.stderr)
             return EXIT_SYSTEM
         traceback.print_exc()
@@ -331,15 +332,14 @@ def cache_home() -> Path:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's own error and for torch's: a type of its own on CUDA, a RuntimeError on the CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def describe_oserror(error: BaseException) -> str:
-    """One line for a full disk, a missing permission or exhausted memory."""
+    """One line for a full disk, a missing permission, exhausted memory or a package that is not installed."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed in {sys.prefix}. ./setup.sh installs it; then: source .venv/bin/activate"
     if is_out_of_memory(error):
         return "out of memory: try a smaller batch_size, or cache: off"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -41,6 +41,7 @@ GUARDS = [
     Guard("git takes nothing else of the example", ".gitignore", "!experiments/example/train.log\n", "!experiments/example/train.log\n!experiments/example/*.png\n", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
     Guard("line endings of the example", ".gitattributes", "* text=auto eol=lf\nexperiments/example/** -text\n", "", "tests/folder/test_example.py::test_git_keeps_these_files_alone_and_reading_changes_none"),
     Guard("small images in large batches", "model/images/prepare.py", "MOST_PIXELS = 2**22", "MOST_PIXELS = 2**12", "tests/folder/test_predict.py::test_of_a_thousand_images_those_that_cannot_be_read_are_reported"),
+    Guard("a Python without torch", "utils.py", "        is_missing = isinstance(error, ModuleNotFoundError) and error.name in PACKAGES", "        is_missing = False", "tests/unit/test_utils.py::test_a_python_without_the_packages_is_said_in_one_line"),
     Guard("other code without a copy is said", "folder/provenance.py", "    if note := describe_other_code(folder):", "    if note := None:",
           f"{M}::test_where_no_copy_is_kept_other_code_is_said"),
     Guard("no copy of the code is said", "folder/provenance.py", "    if not find_code(folder).exists():\n        raise", "    if False:\n        raise",
