@@ -8,13 +8,13 @@ from folder.folder import Folder
 from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, check_frozen_code, references, snapshot
 from folder.trust import Consent, check_trust
-from include import CODE, EXIT_DAMAGED, RECORD
+from include import CODE, EXIT_DAMAGED, FOLD, FOLDS, RECORD
 from params import Params
 from search.children import read_params
 from search.engines.registry import ENGINES
 from search.scheduler import SEARCH, Scheduler
 from search.validation import check_search
-from utils import JsonObject, UserError
+from utils import JsonObject, UserError, read_json
 
 Assignment = dict[str, object]  # the fold in which each image validates
 
@@ -47,6 +47,7 @@ def open_search(
         arguments = ["--restore_file", str(weights.resolve())]
     check_search(params)
     assignment = look_at_data(params, data)
+    check_folds(folder.path, assignment)
     # children
     is_stated = "parallel" in params.search.model_fields_set
     num_slots = params.search.parallel if is_stated else ENGINES[params.search.engine].default_slots()
@@ -60,6 +61,25 @@ def read_search(folder: Folder) -> JsonObject:
     except UserError as damaged:
         way_out = "Bring it back, or remove it and give the data and all changed parameters again"
         raise UserError(f"{damaged}; not touched. {way_out}", EXIT_DAMAGED) from None
+
+
+def check_folds(parent: Path, assignment: Assignment | None) -> None:
+    """UserError when children have begun with other parts of the data than those that it makes now."""
+    if not assignment or not (parent / FOLDS).exists():
+        return
+    try:
+        recorded = read_json(parent / FOLDS)
+    except UserError:
+        return  # damaged: it is written again, and each child compares its own data
+    digest = recorded.get("parts_digest")
+    if recorded.get("k") != assignment["k"] or digest == assignment["parts_digest"]:
+        return
+    begun = [path for path in parent.glob(f"*/{FOLD}") if read_json(path).get("parts_digest") == digest]
+    if begun:
+        raise UserError(
+            f"{parent}: the images, labels or groups changed since this search began, and with them its folds: "
+            f"{len(begun)} children were trained on other parts. Put the data back, or begin a search in a new folder"
+        )
 
 
 def freeze_code(search: Scheduler, accept: bool, consent: Consent) -> list[str]:

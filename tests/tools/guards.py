@@ -289,6 +289,8 @@ GUARDS = [
     Guard("a patient's weight is not that of an image", "model/images/build/tables.py",
           'f"source_{column}" if column.lower() in RESERVED else column', "column",
           "tests/unit/test_build_tables.py::test_names_that_mean_something_in_labels_csv_are_changed"),
+    Guard("folds of changed data are not mixed", "search/opening.py", "    if begun:\n", "    if False:\n",
+          "tests/unit/test_groups.py::test_a_search_does_not_mix_folds_of_changed_groups"),
     Guard("copies are in one group", "model/images/dealing.py", "(contents, numbers)), shape", "(numbers, numbers)), shape",
           "tests/unit/test_groups.py::test_units_are_what_hangs_together"),
     Guard("folds are dealt before children are written", "search/opening.py",

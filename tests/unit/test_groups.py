@@ -338,6 +338,25 @@ def test_folds_of_a_search_are_of_whole_groups(data, tmp_path):
     assert all(len(where) == 1 for where in part_of.values())
 
 
+def test_a_search_does_not_mix_folds_of_changed_groups(data, tmp_path):
+    parent = experiment(tmp_path / "p", num_epochs=1, hyper_search={"learning_rate": [0.1]}, search={"folds": 3})
+    flags = ("--data_dir", data, "--parent_dir", parent)
+    assert shell("search_hyperparams", *flags).returncode == 0
+    original, before = (data / "groups.csv").read_bytes(), tree(parent)
+    write_groups(data, partial(patient, num_images=2))
+    more = json.loads((parent / "params.json").read_text()) | {"hyper_search": {"learning_rate": [0.1, 0.2]}}
+    (parent / "params.json").write_text(json.dumps(more))
+    done = shell("search_hyperparams", *flags)
+    assert done.returncode == 2, done.stdout
+    assert "changed since this search began, and with them its folds: 3 children were trained" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert tree(parent).keys() == before.keys(), "nothing is written"
+    (data / "groups.csv").write_bytes(original)
+    done = shell("search_hyperparams", *flags)
+    assert done.returncode == 0, done.stderr
+    assert len(list(parent.glob("*/record/fold.json"))) == 6
+
+
 def test_a_group_in_two_splits_is_refused_and_the_way_out_works(data):
     write_groups(data, lambda path: path.partition("/")[2].partition("/")[2][:2])  # the same in train and test
     ways: list[dict[str, Any]] = [{}, {"fold": [1, 3]}]
