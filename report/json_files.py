@@ -45,6 +45,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_FOREIGN_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 def decode(data: bytes) -> object:
@@ -86,10 +87,21 @@ def read_rare_object(path: str) -> JsonObject:
     return (read_object(path) or {}) if os.access(path, os.F_OK) else {}
 
 
-def read_rare_json(path: str) -> object:
-    """The JSON value in a file that few folders have, None when it does not exist. UserError when it is not JSON."""
-    data = read_bytes(path) if os.access(path, os.F_OK) else None
-    return None if data is None else _decode_file(data, path)
+def read_foreign_json(path: str) -> object:
+    """The JSON value in a file of another kit, or None without it. NaN and Infinity become null."""
+    data = read_bytes(path)
+    try:
+        return None if data is None else _FOREIGN_DECODER.decode(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+
+
+def read_foreign_object(path: str) -> JsonObject:
+    """The JSON object in a file of another kit, {} when the file does not exist. UserError for anything else."""
+    value = read_foreign_json(path)
+    if not isinstance(value, dict | None):
+        raise UserError(f"{path} is damaged (an object is expected)")
+    return value or {}
 
 
 def check_metrics(values: Mapping[str, object], path: str) -> Metrics:

@@ -39,9 +39,10 @@ from report.json_files import (
     count_looks,
     decode,
     read_bytes,
+    read_foreign_json,
+    read_foreign_object,
     read_history,
     read_object,
-    read_rare_json,
     read_rare_object,
 )
 from utils import UserError, num_cores, reference_name
@@ -169,6 +170,8 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     UserError, or the KeyError, TypeError, ... that unexpected content causes, when a file is malformed.
     """
     status = read_object(f"{path}/{STATUS}") or {}
+    if not status and is_of_another_kit(path):
+        return _read_foreign_row(path, name, keep_history)
     best = read_object(f"{path}/{METRICS_BEST}")
     written_params = read_bytes(f"{path}/{PARAMS}")
     if not status and best is None and written_params is None:
@@ -177,8 +180,6 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
     remark = unfinished_remark(status)
     if best is None:
         return None, remark or f"malformed: done, but there is no {METRICS_BEST}"
-    if not status and is_of_another_kit(path):
-        return _read_foreign_row(path, name, keep_history)
     resolved = read_object(f"{path}/{RESOLVED}")
     if not resolved:
         raise UserError(f"{path}/{RESOLVED}: no such file")
@@ -207,11 +208,11 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
 def _read_foreign_row(path: str, name: str, keep_history: bool) -> tuple[Row, str]:
     """As read_row, of a folder that another kit wrote, such as the CS230 template: its metrics, and its log if any."""
     best, last, test = (
-        check_metrics(read_rare_object(file), file)
+        check_metrics(read_foreign_object(file), file)
         for file in (f"{path}/{metrics}" for metrics in (METRICS_BEST, METRICS_LAST, METRICS_TEST))
     )
     run = read_older_log((read_bytes(f"{path}/{TRAIN_LOG}") or b"").decode("utf-8", "replace"))
-    add_older_history(run, read_rare_json(f"{path}/{HISTORY_JSON}"))
+    add_older_history(run, read_foreign_json(f"{path}/{HISTORY_JSON}"))
     params = read_lenient_json(Path(path) / PARAMS) if os.access(f"{path}/{PARAMS}", os.F_OK) else {}
     where = f"epoch {len(run.history)} of {run.num_epochs}"
     row = Row(

@@ -128,7 +128,7 @@ def test_the_history_of_a_descendant(cs230):
     splits = {
         split: {"accuracy": [0.51234, 0.9, 0.8], "loss": [1.0, float("nan"), 0.3]} for split in ("train", "valid")
     }
-    (folder / "history.json").write_text(json.dumps(splits).replace("NaN", '"nan"'))
+    (folder / "history.json").write_text(json.dumps(splits))  # json.dumps writes NaN, as theirs does
     assert call("plot_results", "--parent_dir", cs230)[0] == 0
     data = json.loads((cs230 / "report.html").read_text().split('id="data">')[1].split("</script>")[0])
     (run,) = [run for run in data["runs"] if run["name"].endswith("0.01")]
@@ -137,6 +137,22 @@ def test_the_history_of_a_descendant(cs230):
     for text in ("[1, 2]", "{}", '{"train": 3, "valid": {"loss": "x"}}', '{"valid": {"loss": []}}'):
         (folder / "history.json").write_text(text)
         assert "malformed" not in call("synthesize_results", "--parent_dir", cs230)[1]
+
+
+def test_a_loss_that_is_not_a_number_is_empty(cs230):
+    """Its json.dump writes NaN, and its log nan."""
+    folder = cs230 / "learning_rate" / "learning_rate_0.01"
+    for name in ("best", "last"):
+        (folder / f"metrics_val_{name}_weights.json").write_text('{"accuracy": 0.9, "loss": NaN}')
+    log = folder / "train.log"
+    log.write_text(log.read_text().replace("loss: 0.300", "loss:   nan"))
+    (row,) = [row for row in rows_of(cs230) if row["folder"].endswith("0.01")]
+    assert (row["val_accuracy"], row["val_loss"], row["epochs"]) == (0.9, None, 3)
+    assert call("plot_results", "--parent_dir", cs230)[0] == 0
+    (folder / "metrics_val_last_weights.json").write_text("[1]")
+    assert "malformed" in call("synthesize_results", "--parent_dir", cs230)[1]
+    (folder / "metrics_val_best_weights.json").write_text('{"accuracy": 0.9')  # half written: it writes in place
+    assert "malformed" in call("synthesize_results", "--parent_dir", cs230)[1]
 
 
 def test_watching_another_kit(cs230):

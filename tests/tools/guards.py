@@ -445,7 +445,7 @@ GUARDS = [
     Guard("another kit: its data is not three classes", "model/images/index.py", "        refuse_flat_splits(data_dir, folders)\n", "",
           "tests/report/test_other_kits.py::test_its_data_is_not_three_classes"),
     Guard("older commands: what has no counterpart", "folder/older_templates.py", "if word not in habits]", "if word]",
-          "tests/unit/test_older_templates.py::test_the_command_trains"),
+          "tests/unit/test_older_templates.py::test_what_has_no_counterpart_is_said_beside_the_command"),
     Guard("older commands: gin starts from a base", "folder/older_templates.py", '"--model_dir", first, *base, *_gin', '"--model_dir", first, *_gin',
           "tests/unit/test_older_templates.py::test_the_answer_holds_a_command_that_is_understood"),
     Guard("first hour: data that moved", "folder/folder.py", "        self.check_data(data_dir)\n", "",
