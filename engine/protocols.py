@@ -90,6 +90,11 @@ class Loader(Protocol):
         ...
 
     @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits that the dataset has."""
+        ...
+
+    @property
     def num_images(self) -> int:
         """Number of images in the split."""
         ...

@@ -155,6 +155,7 @@ class Session:
             overrides=plan.overrides,
             data_dir=str(plan.data_dir.resolve()),
             data=plan.pinned["data"],
+            splits=list(loader.splits),
             seed=plan.params.seed,
             device=plan.pinned["machine"],
             restore_file=plan.restore_name,

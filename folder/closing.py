@@ -33,7 +33,9 @@ def closing_block(folder: Folder, data_dir: Path) -> str:
     """The best epoch, where its files are, and the commands that come next."""
     best, history, path = folder.read(METRICS_BEST, {}), folder.history(), folder.path
     values = ", ".join(f"{name} {value:.4f}" for name, value in best.items() if name != "epoch" and value is not None)
-    split = [] if (data_dir / "test").is_dir() else ["--split", "valid"]
+    splits = folder.meta().get("splits")  # of an earlier version's folder: none
+    has_test = "test" in splits if splits else (data_dir / "test").is_dir()
+    split = [] if has_test else ["--split", "valid"]
     kept = [Path(entry["file"]) for entry in read_manifest(path / CHECKPOINTS).get("epochs", [])]
     has_events = "tensorboard" in folder.read(RESOLVED, {}).get("observers", [])
     lines = [

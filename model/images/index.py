@@ -36,6 +36,7 @@ class Index:
     ignored: Counter[str] = field(default_factory=Counter)  # reason -> count
     groups: np.ndarray | None = None  # (N,) int64, numbers of the groups in the whole dataset; None: it has none
     weights: np.ndarray | None = None  # (N,) float64, above 0: of the images in the training loss; None: all are equal
+    splits: tuple[str, ...] = ()  # of the whole dataset
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,6 +54,7 @@ class Index:
             self.ctimes[positions],
             groups=None if self.groups is None else self.groups[positions],
             weights=None if self.weights is None else self.weights[positions],
+            splits=self.splits,
         )
 
     def __add__(self, other: "Index") -> "Index":
@@ -69,6 +71,7 @@ class Index:
             self.ignored + other.ignored,
             _join(self.groups, other.groups),
             _join(self.weights, other.weights),
+            self.splits,
         )
 
     @property

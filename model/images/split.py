@@ -19,6 +19,11 @@ class Split:
         return self.source.index.split
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the dataset has."""
+        return self.source.index.splits
+
+    @property
     def is_train(self) -> bool:
         return self.order.is_train
 

@@ -291,6 +291,8 @@ GUARDS = [
           "tests/unit/test_build_tables.py::test_names_that_mean_something_in_labels_csv_are_changed"),
     Guard("folds of changed data are not mixed", "search/opening.py", "    if begun:\n", "    if False:\n",
           "tests/unit/test_groups.py::test_a_search_does_not_mix_folds_of_changed_groups"),
+    Guard("a test split by the table", "folder/closing.py", '"test" in splits if splits else ', "",
+          "tests/unit/test_labels.py::test_a_flat_folder_with_a_table_is_a_dataset"),
     Guard("copies are in one group", "model/images/dealing.py", "(contents, numbers)), shape", "(numbers, numbers)), shape",
           "tests/unit/test_groups.py::test_units_are_what_hangs_together"),
     Guard("folds are dealt before children are written", "search/opening.py",

@@ -64,6 +64,9 @@ def test_a_flat_folder_with_a_table_is_a_dataset(flat, tmp_path):
     code, printed = call("train", "--data_dir", flat, "--model_dir", folder)
     assert code == 0, printed
     assert "groups stay whole" in printed
+    assert "--split valid" not in printed, "that there is a test split comes from the table, not from a folder's name"
+    code, printed = call("train", "--model_dir", folder)
+    assert "--split valid" not in printed
     code, printed = call("evaluate", "--model_dir", folder, "--json")
     assert code == 0, printed
     listed = (folder / "evaluation/predictions.csv").read_text().splitlines()[1:]

@@ -24,6 +24,7 @@ class Splits:
         """The files of a split. UserError: no class folders, only one, or one without images."""
         if split not in self.indexes:
             self.indexes[split] = index_split(self.folders[split], split, self.data_dir)
+        self.indexes[split].splits = tuple(self.folders)
         return self.indexes[split]
 
     def name_groups(self, index: Index) -> list[str]:
