@@ -42,6 +42,7 @@ REQUIREMENTS = "record/requirements.txt"
 TRUST = "record/trust.json"  # whose code record/code is
 MONITORS = "monitors"  # tables of the observers that look into the net
 FOLD, FOLDS = "record/fold.json", "record/folds.json"  # of one experiment, of a search
+DOCTOR, OVERFIT = "record/doctor.json", "record/overfit.json"
 LR_FIND, LR_FIND_PNG = "record/lr_find.json", "lr_find.png"
 JOBS = "record/jobs"  # of a search: what its tasks print; of one run: its Slurm job
 

@@ -151,10 +151,10 @@ def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[
 
 
 def train(plan: Plan) -> None:
-    """Build what the plan says -> fit -> weights, history, logs, plots. Or --prepare, or --find_lr."""
+    """Build what the plan says -> fit -> weights, history, logs, plots. Or --prepare, or a trial: --find_lr, ..."""
     from engine import loop, schedule, session
     from engine.control import Control
-    from engine.use.find_lr import find_lr
+    from engine.use.trials import find_trial
 
     world = find_world()
     control = Control(plan.params.checkpoint_minutes, world)
@@ -162,8 +162,8 @@ def train(plan: Plan) -> None:
     if plan.request.prepare:
         world.leave()
         print(describe_prepared(run, plan.request.json) if world.is_main else "", end="")
-    elif plan.request.find_lr:
-        print(find_lr(plan, run, state), end="")
+    elif trial := find_trial(plan.request):
+        print(trial(plan, run, state), end="")
     else:
         with session.Session(plan, run, state, control) as writer:
             for event in loop.fit(run, state):
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> int | None:
         else:
             folder.check_ready(plan.data_dir)
             train(plan)
-        if args.json and not (args.prepare or args.find_lr):
+        if args.json and not (args.prepare or request.trial):
             print(to_json(run_result(folder)), end="")
     return 0
 

@@ -15,6 +15,7 @@ from params.names import use_canonical_names
 from utils import JsonObject, UserError, command
 
 # Parameters that may change between two starts of a run: they decide how it is executed, not its result.
+OVERFIT_STEPS = 300  # of --overfit, at most
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 # Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}
@@ -172,3 +173,30 @@ def drop_flags(argv: Sequence[str]) -> list[str]:
         elif word not in ("--restart", "--resume") and not word.startswith("--accept="):
             kept.append(word)
     return kept
+
+
+# --- for a test of the run ------------------------------------------------------------------------------
+
+
+def overfit_params(params: Params, number: int) -> Params:
+    """The parameters of --overfit: `number` images, in one batch if they fit, and nothing that holds the net back."""
+    if number < 2:
+        raise UserError(f"--overfit {number}: give at least 2 images")
+    return params.replace(
+        limit_train=number,
+        batch_size=min(params.batch_size, number),
+        augment="none",
+        mixup=0.0,
+        cutmix=0.0,
+        label_smoothing=0.0,
+        class_weights=None,
+        sampler="shuffle",
+        progressive=None,
+        alternate_flip=0,
+        ps=0.0,
+        wd=0.0,
+        ema=0.0,
+        early_stopping=None,
+        metrics=list(dict.fromkeys([*params.metrics, "accuracy"])),
+        num_epochs=OVERFIT_STEPS,
+    )

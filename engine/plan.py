@@ -16,6 +16,7 @@ from engine.changes import (
     fill_pinned,
     list_fixed,
     load_params,
+    overfit_params,
     override_words,
     restart_words,
 )
@@ -55,7 +56,7 @@ class Plan:
     extends: bool = False  # done before, and more epochs are wanted now
     start_weights: Path | None = None  # to start from: of --restore_file, else of pretrain
     restore_name: str | None = None  # --restore_file as given, to recognise a repeated command
-    holds_run: bool = False  # of --find_lr: the folder holds a run already, which is left unchanged
+    holds_run: bool = False  # of a trial such as --find_lr: the folder holds a run already, which is left unchanged
     identity: Identity = field(default_factory=Identity.make)  # of what is going to be written
     adopts: Sequence[Sequence[str | None]] = ()  # ids that records and state may still have: they get `identity`
     is_copy: bool = False  # of a folder that still exists elsewhere
@@ -156,8 +157,8 @@ def decide(folder: Folder, request: Request, check_names: Callable[[Params], Non
     )
     plan = identify(plan, meta, has_run)
     # What is to be done?
-    if request.find_lr:
-        return decide_range_test(plan, meta, has_run)
+    if request.trial:
+        return decide_trial(plan, meta, has_run)
     if not has_run:
         return decide_start(plan)
     if request.code == "folder":
@@ -180,13 +181,15 @@ def identify(plan: Plan, meta: JsonObject, goes_on: bool) -> Plan:
     return replace(plan, identity=identity, adopts=adopts, is_copy=is_copy, replaces_results=replaces_results)
 
 
-def decide_range_test(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
-    """--find_lr tests the net as it was when the run began, however far the run has come."""
+def decide_trial(plan: Plan, meta: JsonObject, has_run: bool) -> Plan:
+    """--find_lr, --doctor and --overfit look at the net as it was when the run began, however far the run has come."""
     given = plan.request
     flags = {"restart": given.restart, "resume": given.resume, "extend": given.extend, "accept": given.accept}
     wrong = [f"--{name}" for name, value in flags.items() if value]
     if wrong or given.code == "folder":
-        raise UserError(f"--find_lr looks for a learning rate and stops; leave {', '.join(wrong) or '--code'} out")
+        raise UserError(f"{given.trial} looks at a run and stops; leave {', '.join(wrong) or '--code'} out")
+    if given.overfit is not None:
+        plan = replace(plan, params=overfit_params(plan.params, given.overfit))
     if has_run:
         check_own_files(plan.folder, plan.params.resolved(), given)
     return with_weights(replace(plan, verb="start", holds_run=has_run), given.restore_file or meta.get("restore_file"))

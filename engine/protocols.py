@@ -4,9 +4,12 @@ train.py and evaluate.py pass the parts of model/ in; the type checker compares 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """(images (B, 3, H, W) float32, labels (B,) int64 or soft (B, K), positions (B,) on the CPU, weights (B,)).
@@ -102,6 +105,11 @@ class Loader(Protocol):
     @property
     def paths(self) -> Names:
         """(N,) paths of the images below the dataset folder, by position."""
+        ...
+
+    @property
+    def digests(self) -> "np.ndarray":
+        """(N, 16) uint8, of the content of each file, by position."""
         ...
 
     @property

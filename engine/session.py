@@ -19,6 +19,7 @@ from engine.plan import Plan
 from engine.precision import Choice
 from engine.schedule import is_as_stated, new_extension, num_steps
 from engine.state import Row, SavedState, Shard, State
+from engine.use.doctor import look_at_plan
 from engine.use.find_lr import hint_at_rate
 from engine.use.repair import write_derived
 from folder.aside import move_aside
@@ -324,6 +325,7 @@ def greeting(plan: Plan, run: Run, state: State, rewritten: list[str]) -> list[s
     lines += [f"machine: {Choice(**plan.pinned['choice']).describe()}"]
     lines += [str(run.weights_report)] if run.weights_report else []
     lines += [f"no effect: {line}" for line in plan.params.no_effect()]
+    lines += [f"look: {finding.about}: {finding.text}" for finding in look_at_plan(run) if finding.is_odd]
     # Where it goes on.
     if plan.verb == "continue":
         lines += rewritten

@@ -81,6 +81,8 @@ def train_parser(doc: str | None) -> Parser:
     only = parser.add_mutually_exclusive_group().add_argument
     only("--verify", action="store_true", help="repeat the training with the frozen code and compare the bytes")
     only("--find_lr", action="store_true", help="train 100 steps at rising learning rates, suggest some, and stop")
+    only("--doctor", action="store_true", help="say what is unusual about data, net, schedule and rate, and stop")
+    only("--overfit", type=int, metavar="N", help="learn N training images by heart, say what blocks it, and stop")
     only("--prepare", action="store_true", help="check everything, fetch weights, build the cache of images, and stop")
     add("--scratch_dir", type=Path, metavar="DIR", help="folder for checkpoints and events, linked from the experiment")
     add("--cache_dir", type=Path, metavar="DIR", help="folder for decoded images (default: .cache beside the data)")
@@ -104,6 +106,8 @@ class Request:
     code: str = "tree"
     trust: bool = False
     find_lr: bool = False
+    doctor: bool = False
+    overfit: int | None = None
     prepare: bool = False
     scratch_dir: Path | None = None
     cache_dir: Path | None = None
@@ -112,6 +116,12 @@ class Request:
         default_factory=dict
     )  # the parameters changed on the command line; paths are relative to the folder
     argv: Sequence[str] = ()  # all its words, for the commands that messages suggest
+
+    @property
+    def trial(self) -> str:
+        """The flag that looks at a run and stops, "" to train: --find_lr, --doctor or --overfit."""
+        given = {"--find_lr": self.find_lr, "--doctor": self.doctor, "--overfit": self.overfit is not None}
+        return next((flag for flag, is_given in given.items() if is_given), "")
 
     @classmethod
     def of(cls, flags: argparse.Namespace, overrides: JsonObject, argv: Sequence[str]) -> Request:

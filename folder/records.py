@@ -112,7 +112,7 @@ def read_run(folder: Folder, request: Request, restart_words: Sequence[str]) -> 
         check_owner(folder.path, meta)
     except UserError as damaged:
         raise UserError(f"{damaged}. Bring the file back, or {start_over}", EXIT_DAMAGED) from None
-    if not manifest and not (request.restore_file or request.find_lr):
+    if not manifest and not (request.restore_file or request.trial):
         check_state(folder.path, restart_words, start_over, request.data_dir or "DATA")
     return meta, manifest
 

@@ -51,6 +51,11 @@ class Split:
         return self.source.index.labels
 
     @property
+    def digests(self) -> np.ndarray:
+        """(N, 16) uint8, of the content of each file."""
+        return self.source.digests[self.source.cache_rows]
+
+    @property
     def skipped(self) -> list[str]:
         """Files that cannot be used."""
         return list(self.source.skipped)
