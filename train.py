@@ -154,7 +154,7 @@ def train(plan: Plan) -> None:
     """Build what the plan says -> fit -> weights, history, logs, plots. Or --prepare, or a trial: --find_lr, ..."""
     from engine import loop, schedule, session
     from engine.control import Control
-    from engine.use.trials import find_trial
+    from engine.use.trials.trial import find_trial
 
     world = find_world()
     control = Control(plan.params.checkpoint_minutes, world)

@@ -19,9 +19,9 @@ from engine.plan import Plan
 from engine.precision import Choice
 from engine.schedule import is_as_stated, new_extension, num_steps
 from engine.state import Row, SavedState, Shard, State
-from engine.use.doctor import look_at_plan
-from engine.use.find_lr import hint_at_rate
 from engine.use.repair import write_derived
+from engine.use.trials.doctor import look_at_plan
+from engine.use.trials.find_lr import hint_at_rate
 from folder.aside import move_aside
 from folder.closing import closing_block
 from folder.console import open_log

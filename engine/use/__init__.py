@@ -1,4 +1,4 @@
-"""Work with a trained net, or beside a run: prediction, evaluation, the learning-rate range test, --verify.
+"""Work with a trained net, or beside a run: prediction, evaluation, export, --verify; trials/ looks before training.
 
 Start reading at inference.py.
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kit import call, experiment, history, interrupt, tree, weights
 
-from engine.use.find_lr import (
+from engine.use.trials.find_lr import (
     BEGUN,
     NUM_STEPS,
     SMOOTHING,

@@ -56,7 +56,7 @@ def test_the_rule_of_the_hint(factor, epoch, is_said):
     from typing import Any
 
     from engine.events import Epoch
-    from engine.use.find_lr import hint_at_rate
+    from engine.use.trials.find_lr import hint_at_rate
     from params import DEFAULTS
 
     run: Any = SimpleNamespace(params=DEFAULTS, train_loader=SimpleNamespace(classes=list("abcd")))

@@ -20,7 +20,7 @@ from engine.observers.probe import measure_layers
 from engine.observers.steps import peak_memory
 from engine.protocols import Loader
 from engine.state import State
-from engine.use.find_lr import peak_rate, range_test, suggest_rates
+from engine.use.trials.find_lr import peak_rate, range_test, suggest_rates
 from include import DOCTOR, PARAMS, RECORD
 from utils import UserError, key64, to_json, write_json
 

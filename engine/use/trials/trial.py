@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.use.doctor import doctor
-from engine.use.find_lr import find_lr
-from engine.use.overfit import overfit
+from engine.use.trials.doctor import doctor
+from engine.use.trials.find_lr import find_lr
+from engine.use.trials.overfit import overfit
 
 if TYPE_CHECKING:
     from engine.loop import Run

@@ -18,8 +18,8 @@ from engine.loop import Run, close_epoch, close_training, train_epoch, validate
 from engine.measure import read_means
 from engine.schedule import Schedule
 from engine.state import State
-from engine.use.doctor import some
-from engine.use.find_lr import peak_rate
+from engine.use.trials.doctor import some
+from engine.use.trials.find_lr import peak_rate
 from include import OVERFIT, PARAMS, RECORD
 from utils import JsonObject, to_json, write_json
 
