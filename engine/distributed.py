@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch is imported by the methods that use it: a busy folder
 
 Value = TypeVar("Value")
 
+CONNECT_SECONDS = 30.0  # for ranks that have met to connect to each other
 NOTICE_SECONDS = 5.0  # waiting for other processes for longer than this is said
 
 _CONTROL: list[ProcessGroup] = []  # the process group, on CPUs, for everything but the tensors of the training
@@ -50,13 +51,23 @@ class World:
         """Meet the other processes: through nccl between GPUs, gloo between CPUs."""
         if self.size > 1:
             import torch.distributed as dist
+            from torch.distributed.constants import default_pg_timeout
 
             on_gpu = device.startswith("cuda")
-            store = meet(self.rank, self.size)
+            place: dict[str, Any] = {"store": meet(self.rank, self.size), "rank": self.rank, "world_size": self.size}
+            # All have come, so connecting takes moments: one that dies now has no connection to close.
+            connecting = timedelta(seconds=CONNECT_SECONDS + 0.1 * self.size)
             with self.explained():
-                dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=self.rank, world_size=self.size)
-                group = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+                if on_gpu:
+                    dist.init_process_group("nccl", **place)
+                    group = dist.new_group(backend="gloo", timeout=connecting)
+                else:
+                    dist.init_process_group("gloo", **place, timeout=connecting)
+                    group = dist.group.WORLD
             assert isinstance(group, dist.ProcessGroup)
+            # From now on a rank may wait for the work of another: torch's own limit.
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before 2.15
+            set_timeout(default_pg_timeout, group)
             _CONTROL[:] = [group]
 
     def leave(self) -> None:
@@ -80,6 +91,7 @@ class World:
             "connection was likely closed",
             "nccl",
             "process group",
+            "wait timeout after",  # of the store in which the ranks find each other
         )
         return self.size > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 

@@ -266,6 +266,49 @@ def test_a_rank_that_is_refused_ends_the_others(data, tmp_path):
     assert "Traceback" not in ends[0][0]
 
 
+MEETS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from engine import distributed
+distributed.CONNECT_SECONDS = float(sys.argv[2])
+rank = int(os.environ["RANK"])
+world = distributed.World(rank, 2, rank, 2)
+if sys.argv[3] == "dies" and rank:
+    distributed.meet(1, 2)
+    os._exit(9)
+world.connect("cpu")
+import time, torch
+time.sleep(float(sys.argv[3]) if rank else 0)
+assert float(world.all_sum(torch.ones(1))) == 2
+world.leave()
+"""
+
+
+def meet_and(what: str, seconds: float) -> list[subprocess.Popen]:
+    """Two ranks that meet and connect; then rank 1 takes `what` seconds, or it dies before it has connected."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", MEETS, str(ROOT), str(seconds), what]
+    return [
+        subprocess.Popen(command, env={**os.environ, **place, "RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+
+
+def test_a_rank_that_dies_between_meeting_and_connecting_is_noticed():
+    """Nobody has a connection to it that closes; without a limit of its own, the others waited for half an hour."""
+    first, second = meet_and("dies", 3)
+    text = first.communicate(timeout=60)[1]
+    assert second.wait(timeout=60) == 9
+    assert first.returncode == 1
+    assert "UserError: another process of this run ended" in text
+
+
+def test_the_limit_for_connecting_is_not_one_for_the_training():
+    ranks = meet_and("8", 3)
+    ends = [(rank.communicate(timeout=60)[1], rank.returncode) for rank in ranks]
+    assert [code for _, code in ends] == [0, 0], ends
+
+
 @pytest.mark.parametrize("given", ["0", "soon", "nan"])
 def test_a_wait_must_be_a_number_of_seconds(monkeypatch, given):
     monkeypatch.setenv("RENDEZVOUS_SECONDS", given)

@@ -213,6 +213,8 @@ GUARDS = [
     Guard("a missing record is damage", "folder/folder.py", "            if (self.path / META).exists() and (self.path / HISTORY_JSON).exists():", "            if False:", "tests/folder/test_damage.py::test_a_record_that_is_missing_or_cut_off_names_the_way_out"),
     Guard("hidden characters on pages", "report/html/document.py", "        finalize=make_visible,\n", "", "tests/report/test_page.py::test_no_name_or_value_becomes_code_a_link_or_hidden_text_on_any_page"),
     Guard("hidden characters in the data of pages", "report/html/document.py", "        return make_visible(value)\n", "        return value\n", "tests/report/test_page.py::test_no_name_or_value_becomes_code_a_link_or_hidden_text_on_any_page"),
+    Guard("a rank that dies before it connects", "engine/distributed.py", "dist.init_process_group(\"gloo\", **place, timeout=connecting)", "dist.init_process_group(\"gloo\", **place)", f"{D}::test_a_rank_that_dies_between_meeting_and_connecting_is_noticed"),
+    Guard("connecting has a limit of its own", "engine/distributed.py", "            set_timeout(default_pg_timeout, group)\n", "", f"{D}::test_the_limit_for_connecting_is_not_one_for_the_training"),
     Guard("weights are finite", "engine/use/inference.py", "    check_finite_weights(path, tensors)\n", "", "tests/unit/test_hostile_text.py::test_weights_that_are_not_finite_are_refused"),
     Guard("too few file handles are said", "utils.py", "error.errno in (errno.EMFILE, errno.ENFILE)", "False", "tests/unit/test_hostile_text.py::test_too_many_open_files_says_what_to_do"),
     Guard("a full disk under tensorboard has no traceback", "engine/observers/tensorboard.py", "            threading.excepthook = _hide_writer_error\n", "",
