@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class CheckReport(TypedDict):
     duplicates: list[list[str]]  # groups of files with equal pixels
     duplicates_across_splits: list[list[str]]
     label_conflicts: list[list[str]]
+    groups: NotRequired[str]  # how many, of how many images; where there are any
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,8 @@ def check(data_dir: Path) -> CheckReport:
         "height": spread([image.content.height for image in images]),
         **find_duplicates(images),
     }
+    if listed.groups:
+        report["groups"] = listed.groups.describe()
     if os.access(data_dir, os.W_OK):
         written: JsonObject = {**report}
         write_json(data_dir / REPORT, written)
@@ -269,6 +272,7 @@ def describe(report: CheckReport) -> list[str]:
     for title, values in (("width", report["width"]), ("height", report["height"])):
         if values:
             lines.append(f"{title} {values[0]} to {values[2]} px, median {values[1]}")
+    lines += [f"groups {report['groups']}"] if "groups" in report else []
     lines += [f"ignored in {split}: {text}" for split, text in report["ignored"].items()]
     lines += [f"odd: {text}" for text in report["oddities"]]
     for title, groups in (

@@ -4,11 +4,17 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kit import call, experiment, make_dataset, make_images, tree
 from loaders import loaders
+from PIL import Image
 
-from model.images.build.splitting import TEST_FRACTION
+from model.images.build.items import BuildOptions, Item
+from model.images.build.splitting import TEST_FRACTION, make_splits
+from utils import UserError
 
 
 def build(source, target, *argv):
@@ -40,6 +46,32 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.data(), st.floats(0.02, 0.6), st.floats(0.02, 0.6))
+def test_no_group_is_in_two_built_splits(data, valid_fraction, test_fraction):
+    num = data.draw(st.integers(2, 60))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    groups = rng.integers(0, data.draw(st.integers(2, num)), num)
+    labels, contents = rng.integers(0, 3, num), rng.integers(0, 256, (num, 1, 3)).astype(np.uint8)
+    items = [
+        Item("", str(label), "x.png", Image.fromarray(pixels[None]), f"g{group}" if group else "")
+        for label, pixels, group in zip(labels, contents, groups, strict=True)
+    ]
+    options = BuildOptions(valid_fraction=valid_fraction, test_fraction=test_fraction)
+    try:
+        make_splits(items, options, [])
+    except UserError as error:
+        assert "each group has the only images of a class" in str(error)  # noqa: PT017 (it is not always raised)
+        return
+    where: dict[str, set[str]] = {}
+    for item in items:
+        where.setdefault(item.group, set()).add(item.split)
+    where.pop("", None)
+    is_grouped = len(where) < sum(bool(item.group) for item in items)
+    assert not is_grouped or all(len(splits) == 1 for splits in where.values())
+    assert {item.label for item in items if item.split == "train"} == {item.label for item in items}
+
+
 FLAGS = ("--image_col", "file", "--label_col", "kind")
 
 
@@ -63,6 +95,7 @@ def test_groups_of_a_table_are_kept_by_whoever_splits_later(photos, tmp_path):
     assert made["test"].class_counts == [9, 9]
     code, printed = call("build_dataset", "--data_dir", data, "--check")
     assert code == 0, printed
+    assert "groups 20 of 6 to 6 images\n" in printed
     folder = experiment(tmp_path / "e", num_epochs=1)
     assert call("train", "--data_dir", data, "--model_dir", folder)[0] == 0
     assert call("evaluate", "--model_dir", folder)[0] == 0

@@ -21,6 +21,12 @@ class Groups:
     names: list[str]  # of the groups 0, 1, ...; those of images without a group have no name
     num_without: int  # images without a group
 
+    def describe(self) -> str:
+        """For example "20 of 3 to 6 images, 2 images without"."""
+        sizes = np.bincount(self.numbers)[: len(self.names)]
+        text = f"{len(sizes)} of {sizes.min()} to {sizes.max()} images" if len(sizes) else "none"
+        return text + (f", {self.num_without} images without" if self.num_without else "")
+
 
 def read_groups(data_dir: Path, positions: Mapping[str, int], left_out: Iterable[str]) -> list[str]:
     """The group of each image as groups.csv says, "" for none. UserError when it is damaged.
