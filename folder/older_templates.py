@@ -19,6 +19,7 @@ from utils import JsonObject, UserError, command
 # --- command lines --------------------------------------------------------------------------------------
 
 ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=.*")  # reload=True
+OVERFIT = "how many images? --overfit 64 learns them by heart, says what blocks it, and stops"
 SIMPLE_CNN = "experiments/simple_cnn"
 BINDING = re.compile(r"([\w.]+)\s*=\s*([^;]+)")  # of gin: training_loop.n_epochs=5
 
@@ -33,9 +34,11 @@ def explain_older_command(argv: Sequence[str]) -> str:
     if bare:
         habit = HABITS.get(bare.partition("=")[0].rpartition(".")[2])
         return f"{bare}: {habit or 'a parameter begins with two dashes: ' + command(_flag('--' + bare))}"
+    without_number = [word for word, after in pairwise([*argv, "-"]) if word == "--overfit" and after[:1] == "-"]
+    argv = [word for word in argv if word not in without_number]
     leading = list(takewhile(lambda word: not word.startswith("-"), argv))
     if len(leading) != 2:
-        return ""
+        return f"--overfit: {OVERFIT}" if without_number else ""
     first, second = leading
     rest = list(argv[2:])
     base = [] if (Path(first if second.endswith(".gin") else second) / PARAMS).exists() else ["--base", SIMPLE_CNN]
@@ -47,7 +50,8 @@ def explain_older_command(argv: Sequence[str]) -> str:
             f"{Path(first) / PARAMS}: {command(*words)}   To continue a run, repeat its command"
         )
     data = first if Path(first).is_dir() else f"data/{first}"
-    habits = {word: HABITS[name] for word in rest if (name := word.lstrip("-").partition("=")[0]) in HABITS}
+    habits = dict.fromkeys(without_number, OVERFIT)
+    habits |= {word: HABITS[name] for word in rest if (name := word.lstrip("-").partition("=")[0]) in HABITS}
     flags = [_flag(word) for word in rest if word not in habits]
     words = ["python", "train.py", "--data_dir", data, "--model_dir", second, *base, *flags]
     asides = [f"   {word}: {habit}" for word, habit in habits.items()]

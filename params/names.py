@@ -85,7 +85,6 @@ HABITS: dict[str, str] = {
     "CS230 template (see experiments/base_model); simple_cnn calls it n_filters",
     "n_layers": "no net of this kit takes a number of layers; choose a deeper one, as --arch=resnet9 or resnet18 "
     "(a net of your own: --arch_args.n_layers=N)",
-    "overfit": "for a few images without augmentation: --limit_train=64 --augment=none",
 }
 HABITS["num_layers"] = HABITS["n_layers"]
 

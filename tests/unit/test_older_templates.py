@@ -67,7 +67,9 @@ def test_a_folder_that_is_there_is_taken_as_it_is(tmp_path):
         ("experiments/quickstart ps=0.5", "begins with two dashes: --ps=0.5"),
         ("experiments/quickstart --reload=True", "a run continues when its command is repeated"),
         ("experiments/quickstart --training_loop.reload=True", "a run continues when its command is repeated"),
-        ("experiments/quickstart --overfit 10", "--limit_train=64 --augment=none"),
+        ("experiments/quickstart --overfit", "how many images? --overfit 64 learns them by heart"),
+        ("experiments/quickstart --overfit --seed=1", "how many images? --overfit 64 learns them by heart"),
+        ("cifar10 t --overfit --ps=0.5", "--base experiments/simple_cnn --ps=0.5   --overfit: how many images?"),
         ("experiments/quickstart --n_layers=10", "choose a deeper one, as --arch=resnet9"),
     ],
 )
@@ -78,6 +80,8 @@ def test_one_line_for_words_of_the_older_templates(words, answer):
     assert out.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", ["experiments/a", "--data_dir a=b --model_dir M", "M --arch net.py:Net", "M -h", ""])
+@pytest.mark.parametrize(
+    "words", ["experiments/a", "--data_dir a=b --model_dir M", "M --arch net.py:Net", "M -h", "M --overfit 9", ""]
+)
 def test_command_lines_of_today_are_left_alone(words):
     assert explain_older_command(shlex.split(words)) == ""
