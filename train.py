@@ -140,7 +140,7 @@ def build(plan: Plan, world: World, wants_control: Callable[[], bool]) -> tuple[
         schedule=schedule.make_schedule(params, num_steps, loader.num_batches, state.extensions),
         total_steps=total_steps,
         autocast=choice.autocast,
-        forward=world.wrap(precision.compile_net(net, choice, loader.micro_batch_size), device),
+        forward=world.wrap(precision.compile_net(net, choice, loader.micro_batch_size), device, bool(params.freeze)),
         average_views=partial(tta.average_views, tta=params.tta),
         world=world,
         before_epoch=Freezer(net, params),

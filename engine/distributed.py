@@ -161,8 +161,8 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def wrap(self, net: nn.Module, device: str) -> nn.Module:
-        """The net whose backward pass averages gradients over ranks."""
+    def wrap(self, net: nn.Module, device: str, freezes: bool = False) -> nn.Module:
+        """The net whose backward pass averages gradients over ranks. `freezes`: some layers get none for a while."""
         if self.size == 1:
             return net
         from torch.nn.modules.batchnorm import _BatchNorm
@@ -178,7 +178,7 @@ class World:
         sync_buffers: dict[str, Any] = {name: has_others}
         devices = [self.local_rank] if device.startswith("cuda") else None
         with self.explained():
-            return DistributedDataParallel(net, devices, **sync_buffers)
+            return DistributedDataParallel(net, devices, find_unused_parameters=freezes, **sync_buffers)
 
     def synced(self, forward: nn.Module, is_last: bool) -> AbstractContextManager[object]:
         """Gradients travel between ranks in the backward pass of a step's last micro-batch alone.

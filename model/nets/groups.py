@@ -83,30 +83,38 @@ def layer_depths(net: nn.Module) -> LayerGroups:
     head = find_head(net)
     is_head = {id(p) for name, p in net.named_parameters() if name.startswith(head)}
     depths: LayerGroups = [[]]
-    for unit in _units(net):
+    is_begun = False  # the last depth holds a layer or block
+    for unit, is_layer in _units(net, is_divided=True):
         parameters = [parameter for parameter in unit if id(parameter) not in is_head]
-        if depths[-1] and any(parameter.ndim >= 2 for parameter in parameters):
+        has_weights = is_layer and any(parameter.ndim >= 2 for parameter in parameters)
+        if has_weights and is_begun:
             depths.append([])
+        is_begun = is_begun or has_weights
         depths[-1] += parameters
     last = [parameter for parameter in net.parameters() if id(parameter) in is_head]
     return [depth for depth in (*depths, last) if depth]
 
 
-def _units(module: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The parameters of each block or layer, in the net's order; a module is divided if it holds blocks in a row."""
-    if not (isinstance(module, nn.ModuleList) or type(module) is nn.Sequential or _holds_blocks(module)):
-        yield list(module.parameters())
+def _units(module: nn.Module, is_divided: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
+    """(parameters, True) of each block or layer in the net's order; (its own, False) of a module that is divided."""
+    is_divided = is_divided and bool(_children(module))
+    if not (is_divided or _is_row(module) or _holds_blocks(module)):
+        yield list(module.parameters()), True
         return
-    yield list(module.parameters(recurse=False))
+    yield list(module.parameters(recurse=False)), False
     for child in _children(module):
         yield from _units(child)
 
 
+def _is_row(module: nn.Module) -> bool:
+    """True for a plain sequence; a class derived from nn.Sequential is a block."""
+    return isinstance(module, nn.ModuleList) or type(module) is nn.Sequential
+
+
 def _holds_blocks(module: nn.Module) -> bool:
-    """True when somewhere in it, outside its blocks, at least two blocks of one class follow each other."""
+    """True when a sequence somewhere in it holds at least two blocks of one class."""
     for child in _children(module):
-        rows = _children(child) if isinstance(child, nn.ModuleList) or type(child) is nn.Sequential else []
-        blocks = [type(block) for block in rows if _children(block)]
+        blocks = [type(block) for block in (_children(child) if _is_row(child) else []) if _children(block)]
         if len(blocks) > len(set(blocks)) or _holds_blocks(child):
             return True
     return False

@@ -29,6 +29,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # in the file alone
     mismatched: dict[str, str] = field(default_factory=dict)  # in both, with these shapes
     share: float = 1.0  # of the net's numbers that were loaded
+    note: str = ""  # what else was done to the net
 
     @property
     def total(self) -> int:
@@ -54,7 +55,7 @@ class LoadReport:
         ):
             if names:
                 parts.append(f"{what}: {list_some(names)}")
-        return "; ".join(parts)
+        return "; ".join([*parts, *([self.note] if self.note else [])])
 
 
 def list_some(names: list[str], at_most: int = 4) -> str:
@@ -122,9 +123,30 @@ def load_pretrained(net: nn.Module, tensors: Mapping[str, Tensor], source: str, 
             f"{''.join(f', {misfit}' for misfit in misfits)}. {_ways_out(tensors, report, fit)}"
         )
     report = load_tensors(net, tensors, source)
+    report.note = _calm_head(net, report)
     with open(file, "rb") as content:
         report.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     return report
+
+
+@torch.no_grad()
+def _calm_head(net: nn.Module, report: LoadReport) -> str:
+    """Scale the random weights of a new head that are far larger than torch's own; returns what was done, in words.
+
+    EfficientNets draw them from [-1, 1] / sqrt(classes): with 2 classes and 1280 features the first loss is 20 times
+    that of guessing, and the pretrained layers are spoilt before the head has learned.
+    """
+    modules = {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    name = next((name for name in modules if f"{name}." in find_head(net)), None)
+    if name is None or f"{name}.weight" not in {*report.missing, *report.mismatched}:
+        return ""
+    weight = modules[name].weight  # (K, inputs)
+    usual = (3 * weight.shape[1]) ** -0.5  # the standard deviation that nn.Linear begins with
+    ratio = float(weight.std() / usual)
+    if not ratio > 4:
+        return ""
+    weight.div_(ratio)
+    return f"the new head's random weights were {ratio:.0f} times as large as usual: scaled"
 
 
 def list_misfits(net: nn.Module, tensors: Mapping[str, Tensor], report: LoadReport, num_classes: int) -> list[str]:

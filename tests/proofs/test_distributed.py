@@ -131,6 +131,14 @@ def test_metrics_do_not_depend_on_the_number_of_processes(data, tmp_path):
         assert rows[num]["val_loss"] == pytest.approx(rows[1]["val_loss"], rel=1e-6)
 
 
+def test_frozen_layers_on_two_processes_train_later(data, tmp_path):
+    folder = experiment(tmp_path / "e", **PLAIN, num_epochs=2, freeze=[[2, 1]])
+    run(torchrun(data, folder))
+    rows = history(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+
+
 def test_gradients_are_those_of_one_process(data, tmp_path):
     """A batch over two processes and two micro-batches each, nearly equal: the same weights up to rounding."""
     values = {**PLAIN, "num_epochs": 2, "batch_size": 18, "learning_rate": 0.02}

@@ -23,7 +23,7 @@ from include import ROOT
 from model.net import NETS, make_net
 from model.nets.backbones import list_torchvision_nets
 from model.nets.freezing import Freezer
-from model.nets.groups import layer_groups
+from model.nets.groups import layer_depths, layer_groups, optimizer_groups
 from model.nets.weights import load_tensors
 from params import Params
 from utils import UserError, read_json
@@ -319,6 +319,44 @@ def test_freezing_leaves_what_the_net_froze_itself_and_needs_something_to_train(
     assert [key for key, p in net.named_parameters() if not p.requires_grad] == ["head.1.bias"]
     with pytest.raises(UserError, match="freeze.groups: 3 given, but the net has 3 layer groups.*possible: 1 to 2"):
         freezer(net, 3)
+
+
+def test_steps_of_freezing_and_norms_without_parameters_of_their_own():
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+    )
+    assert [len(group) for group in layer_groups(net)] == [6, 4, 2]
+    freeze = Freezer(net, make_params(freeze=[[2, 1], [1, 2.5]]))
+    for epoch, num_groups in ((0, 2), (1, 1), (2, 1), (3, 0)):
+        net.train()
+        freeze(epoch)
+        before = copy.deepcopy(net.state_dict())
+        net(torch.randn(8, 3, 32, 32))
+        moved = [not before[f"{k}.1.running_mean"].equal(net[k][1].running_mean) for k in range(3)]
+        assert moved == [num_groups < 1, num_groups < 1, num_groups < 2]
+
+
+def test_depths_are_blocks_and_the_head():
+    def depths(arch: str, **args) -> list[int]:
+        return [sum(p.numel() for p in depth) for depth in layer_depths(build(make_params(arch=arch, **args), 10))]
+
+    resnet = depths("resnet18", im_sz=224)
+    assert len(resnet) == 1 + 8 + 1
+    assert resnet[0] == 64 * 3 * 49 + 2 * 64
+    assert resnet[-1] == 512 * 10 + 10
+    vit = build(make_params(arch="vit_b_16", im_sz=224), 10)
+    assert len(layer_depths(vit)) == 1 + 12 + 1  # as BEiT counts: the patches, the blocks, the head
+    assert len(depths("simple_cnn")) == 6 + 1
+    assert len(depths("vgg11", im_sz=64)) == 8 + 3
+    groups = optimizer_groups(vit, make_params(learning_rate=0.1, layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates.keys() == {id(p) for p in vit.parameters()}
+    assert rates[id(vit.heads.head.weight)] == 0.1
+    assert rates[id(vit.encoder.ln.weight)] == rates[id(vit.encoder.layers[11].mlp[0].weight)] == 0.1 * 0.5
+    assert rates[id(vit.conv_proj.weight)] == 0.1 * 0.5**13
 
 
 # --- weights ----------------------------------------------------------------------------------------

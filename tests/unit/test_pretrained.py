@@ -114,6 +114,21 @@ def test_a_pickled_net_is_one_line_and_nothing_in_it_runs(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_the_random_head_of_an_efficientnet_is_no_larger_than_usual(tmp_path):
+    tensors = tensors_of(num_classes=3, arch="efficientnet_b0", im_sz=64)
+    net, report = start(tmp_path, tensors, num_classes=2, arch="efficientnet_b0", im_sz=64)
+    usual = nn.Linear(1280, 2).weight.std()
+    assert 0.9 < net.classifier[1].weight.std() / usual < 1.1
+    assert "the new head's random weights were 25 times as large as usual: scaled" in str(report)
+    # A head that is loaded stays as it is, and so does one of usual size.
+    net, report = start(tmp_path, tensors, num_classes=3, arch="efficientnet_b0", im_sz=64)
+    assert net.classifier[1].weight.equal(tensors["classifier.1.weight"])
+    plain = make_net(make_params(arch="resnet18", im_sz=32), 7)[0]
+    net, report = start(tmp_path, tensors_of(), num_classes=7)
+    assert net.fc.weight.equal(plain.fc.weight)
+    assert "usual" not in str(report)
+
+
 # --- published ----------------------------------------------------------------------------------------
 
 
