@@ -13,8 +13,10 @@ trailing commas are allowed. `null` is possible where the type says so. 0/1 keys
 - `base`: another experiment folder or JSON file, relative to this file; this file overrides it. Sections and
   dictionaries merge, lists and values replace. A file that states another `arch` (`optimizer`) does not inherit
   `arch_args` (`optimizer_args`). Relative paths in the base still name the same files.
-- Paths, also those in `FILE.py:NAME`, are relative to the folder of the file; on the command line, to the
-  experiment folder.
+- Paths, also those in `FILE.py:NAME`, are relative to the folder of the file. On the command line a path means what is
+  there in the shell's folder, else in the experiment (`FILE.py:NAME`: always in the experiment); what is recorded is
+  relative to the experiment. In `pretrain` a word without a suffix is a tag of published weights; a folder is written
+  `./NAME`.
 - Every key can be given on the command line: `--learning_rate=0.1 --early_stopping.patience 3`. `--model=lenet
   --model.n_filters=10` means `arch` and `arch_args`.
 - An alias means the same as its key; give only one of the two.

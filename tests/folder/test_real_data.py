@@ -105,6 +105,7 @@ def test_cifar10(build, tmp_path, name, flags):
 
 
 def test_hymenoptera(build, tmp_path):
+    pytest.importorskip("timm")
     data, folder = build("hymenoptera_data.tar"), tmp_path / "transfer"
     done = shell("build_dataset", "--data_dir", data, "--check")
     assert done.returncode == 0
@@ -118,7 +119,7 @@ def test_hymenoptera(build, tmp_path):
 
 def test_pretrained_weights_without_a_network_are_one_line(build, tmp_path):
     folder = tmp_path / "transfer"
-    base = ["--base", ROOT / "experiments/transfer", "--model_dir", folder]
+    base = ["--base", ROOT / "experiments/resnet18", "--model_dir", folder, "--pretrain=1"]
     no_way = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     done = shell("train", "--data_dir", build("hymenoptera_data.tar"), *base, **no_way)
     assert done.returncode == 2
