@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from engine.session import Commit
 from engine.use import evaluation, inference, looks
 from folder.folder import Folder
 from folder.identity import Identity
-from folder.provenance import INFERENCE_CODE, changed_files, is_result_code, pick_code, source_files
+from folder.provenance import INFERENCE_CODE, is_result_code, pick_code, source_files
 from folder.trust import seal
 from utils import UserError
 
@@ -183,16 +182,10 @@ def test_what_the_net_and_its_input_depend_on():
     assert not [name for name in counted if "images/build" in name or name.endswith("check.py")]
 
 
-def test_comments_do_not_count_and_the_comparison_is_quick(folders):
+def test_comments_do_not_count(folders):
     folder = Folder(folders / "m")
     said = []
     assert pick_code(folder, None, said.append) == "tree"
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        changed_files(folder, {}, INFERENCE_CODE)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.02
     change_frozen(folder.path, old="return self.head(features", new="# a remark\n        return self.head(features")
     assert pick_code(folder, None, said.append) == "tree"
     assert said == []
