@@ -25,6 +25,7 @@ from model.images.order import EpochOrder, MicroBatch, make_order
 from model.images.source import Source, mean_and_std
 from model.images.split import Split
 from model.images.subsets import limit
+from model.nets.published import published_normalisation, published_tag
 from model.pixels import progressive
 from model.pixels.fused import one_thread
 from model.pixels.normalise import BatchBuffer, Normalise
@@ -103,6 +104,8 @@ def _stated_normalisation(params: Params) -> tuple[list[float], list[float]] | N
     if not isinstance(params.normalize, str):
         mean, std = params.normalize
         return mean, std
+    if params.normalize == "auto" and (tag := published_tag(params)):
+        return published_normalisation(params.arch, tag)
     if params.normalize == "imagenet" or (params.normalize == "auto" and params.pretrain):
         return list(IMAGENET_MEAN), list(IMAGENET_STD)
     return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, max_pool2d
 
 from model.nets.build import NetSpec, build_net, check_output, fetch_published
-from model.nets.published import DEFAULT, Fetches
+from model.nets.published import Fetches, published_tag
 from model.nets.weights import Fit, LoadReport, clean_names, load_pretrained, load_tensors
 from model.pixels.progressive import list_training_sizes
 from params import Params, is_weights_tag
@@ -220,7 +220,7 @@ def make_net(
     file = None if weights is not None else file or _find_file(params)
     tensors = read_tensors(file) if file else weights
     tensors = None if tensors is None else clean_names(tensors)
-    tag = _find_tag(params) if tensors is None else None
+    tag = published_tag(params) if tensors is None else None
     stem = None if tensors is None else tensors.get("conv1.weight")  # (C, 3, h, w)
     is_small = im_sz <= SMALL_IMAGE and not tag and (stem is None or stem.shape[-1] == 3)
     # Build it, with random weights.
@@ -261,10 +261,3 @@ def _find_file(params: Params) -> Path | None:
     if not isinstance(params.pretrain, str) or is_weights_tag(params.pretrain):
         return None
     return Path(params.folder) / Path(params.pretrain).expanduser()
-
-
-def _find_tag(params: Params) -> str | None:
-    """Which published weights `pretrain` asks for; None when it asks for none."""
-    if isinstance(params.pretrain, str) and is_weights_tag(params.pretrain):
-        return params.pretrain
-    return DEFAULT if params.pretrain == 1 else None

@@ -100,7 +100,8 @@ class Keys(Strict):
     normalize: Literal["auto", "imagenet", "dataset"] | MeanAndStd = key(
         DATA,
         "auto",
-        "Mean and standard deviation per channel. auto: ImageNet's with pretrained weights, else the training set's.",
+        "Mean and standard deviation per channel. auto: those of published weights, ImageNet's with weights from a "
+        "file, else the training set's.",
     )
     batch_size: int = key(DATA, 128, "Number of images per optimizer step, over all processes.", ge=1)
     bs_test: int = key(DATA, 256, "Number of images per evaluation batch.", alias="eval_batch_size", ge=1)

@@ -47,8 +47,8 @@ def build_torchvision(spec: NetSpec) -> nn.Module:
     elif cls is models.MaxVit:
         given["input_size"] = (_tied_size(spec),) * 2
     elif cls in (models.Inception3, models.GoogLeNet):
-        # Their published weights want pixels in [-1, 1]; transform_input computes these from ImageNet-normalised ones.
-        given |= {"aux_logits": False, "init_weights": True, "transform_input": spec.published is not None}
+        # The loader normalises as published weights want it: in the net, a later start would not know of it.
+        given |= {"aux_logits": False, "init_weights": True, "transform_input": False}
     net = builder(weights=None, num_classes=spec.num_classes, **(given | spec.arch_args))
     set_head_dropout(net, spec.dropout)
     if spec.small_stem and isinstance(net, models.ResNet):

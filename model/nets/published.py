@@ -1,14 +1,20 @@
 """Published weights by name: which ones torchvision and timm have, and where. Fetching them is left to the caller."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from include import IMAGENET_MEAN, IMAGENET_STD
+from params import Params
+from params.paths import is_weights_tag
 from utils import UserError, nearest
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
+# torchvision's nets whose published weights want pixels in [-1, 1]; its own `transform_input` does the same in the net.
+SIGNED = ("googlenet", "inception_v3")
 DEFAULT = "DEFAULT"  # the weights that the library itself prefers
 
 
@@ -27,6 +33,13 @@ class Fetches(Protocol):
     def fetch(self, origin: Origin, /) -> Path:
         """The file. UserError when it can be had from nowhere."""
         ...
+
+
+def published_tag(params: Params) -> str | None:
+    """Which published weights `pretrain` asks for; None when it asks for none."""
+    if isinstance(params.pretrain, str) and is_weights_tag(params.pretrain):
+        return params.pretrain
+    return DEFAULT if params.pretrain == 1 else None
 
 
 def torchvision_weights(arch: str, tag: str) -> "WeightsEnum":
@@ -69,6 +82,19 @@ def timm_name(arch: str, tag: str | None) -> str:
         also = f", and arch says {stated}" if stated and tag in tags else f"; a folder is written ./{tag}"
         raise UserError(f"pretrain: {tag!r} given{also}; timm has the weights {', '.join(tags)} of {base}")
     return f"{base}.{tag}"
+
+
+def published_normalisation(arch: str, tag: str) -> tuple[list[float], list[float]]:
+    """(mean, std) per channel of the pixels that published weights were trained with: ImageNet's for most."""
+    if arch in SIGNED:
+        return [0.5] * 3, [0.5] * 3
+    if arch.startswith("timm/") and importlib.util.find_spec("timm"):  # without timm, building the net says so
+        import timm
+
+        config = timm.get_pretrained_cfg(timm_name(arch, tag))
+        assert config is not None  # timm_name has seen to it
+        return list(config.mean), list(config.std)
+    return list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
 def torchvision_origin(arch: str, tag: str) -> Origin:

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 import params as params_module
 from engine.use.published import Shelf
-from include import ROOT
+from include import IMAGENET_MEAN, IMAGENET_STD, ROOT
 from model.net import NETS, make_net
 from model.nets.backbones import list_torchvision_nets
 from model.nets.freezing import Freezer
 from model.nets.groups import layer_depths, layer_groups, optimizer_groups
+from model.nets.published import published_normalisation
 from model.nets.weights import load_tensors
 from params import Params
 from utils import UserError, read_json
@@ -467,10 +468,28 @@ def test_published_weights_from_torchs_cache(hub):
     assert "missing" not in str(report)
     assert "unexpected" not in str(report)
     put("googlenet")
-    net, weights_report = make_net(make_params(arch="googlenet", pretrain=1, im_sz=64), 10, published=SHELF)
-    assert net.transform_input
+    params = make_params(arch="googlenet", pretrain=1, im_sz=64)
+    net, weights_report = make_net(params, 10, published=SHELF)
+    again, _ = make_net(params, 10, weights=net.state_dict())  # as evaluate, predict and a resume make it
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net.eval()(images), again.eval()(images))
+    # The pixels that it gets are those that torchvision's own transform_input makes of ImageNet-normalised ones.
+    pixels, (mean, std) = torch.rand(2, 3, 64, 64), published_normalisation("googlenet", "DEFAULT")
+    ours = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    imagenet = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    theirs = get_model("googlenet", init_weights=False, transform_input=True)._transform_input(imagenet)
+    assert torch.allclose(ours, theirs, atol=1e-5)
     assert "missing" not in str(weights_report)
     assert "unexpected in the file: aux1" in str(weights_report)
+
+
+def test_pixels_are_normalised_as_published_weights_want_them():
+    pytest.importorskip("timm")
+    half = ([0.5] * 3, [0.5] * 3)
+    assert published_normalisation("timm/tf_efficientnet_lite0", "in1k") == half
+    assert published_normalisation("timm/resnet18", "a1_in1k") == (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    assert published_normalisation("inception_v3", "DEFAULT") == half
+    assert published_normalisation("resnet18", "DEFAULT") == (list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 # --- a net of the experiment's own ------------------------------------------------------------------
