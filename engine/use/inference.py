@@ -169,7 +169,7 @@ def recorded_params(folder: Path, values: JsonObject, consent: Consent) -> Param
 def load_trained(
     folder: Folder,
     weights: Weights,
-    make_net: Callable[..., tuple[nn.Module, str]],
+    make_net: Callable[..., tuple[nn.Module, object]],
     average_views: Callable[..., Tensor],
     overrides: JsonObject,
     consent: Consent = NO_CONSENT,
