@@ -71,6 +71,7 @@ class Row:
     num_epochs: int = 0  # epochs trained
     seconds: float = 0.0
     num_parameters: int | None = None  # of the net
+    validation: str = ""  # the identity of the validation images; "" where it is not recorded
 
     @property
     def is_done(self) -> bool:
@@ -202,6 +203,7 @@ def read_row(path: str, name: str, keep_history: bool = True) -> tuple[Row | Non
         num_epochs=len(history),
         seconds=total_seconds(history),
         num_parameters=int(meta["num_parameters"]) if meta.get("num_parameters") else None,
+        validation=str(_as_object(meta.get("data")).get("valid", "")),
     ), remark
 
 
@@ -229,6 +231,10 @@ def _read_foreign_row(path: str, name: str, keep_history: bool) -> tuple[Row, st
         seconds=total_seconds(run.history),
     )
     return row, "" if run.is_finished else f"interrupted at {where}, or still training: {FOREIGN}"
+
+
+def _as_object(value: object) -> JsonObject:
+    return value if isinstance(value, dict) else {}
 
 
 def _compared_params(resolved: JsonObject, meta: JsonObject) -> JsonObject:

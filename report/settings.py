@@ -65,6 +65,25 @@ def describe_repeats(runs: Sequence[Row], name: str) -> list[str]:
     return notes
 
 
+def describe_validation(rows: Sequence[Row]) -> list[str]:
+    """What to know of a comparison: runs on data of one name, and of one fold, may have validated on other images."""
+    notes = []
+    by_data: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        if row.validation:
+            key = json.dumps([row.params.get("data"), row.params.get("fold")])
+            by_data.setdefault(key, {}).setdefault(row.validation, []).append(row.name)
+    for key, by_images in by_data.items():
+        if len(by_images) > 1:
+            data, _ = json.loads(key)
+            parts = [
+                ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                for names in by_images.values()
+            ]
+            notes.append(f"{data}: not the same validation images, so not comparable: {' | '.join(parts)}")
+    return notes
+
+
 def label_run(row: Row, keys: Sequence[str]) -> str:
     """The parameters `keys` of a run in words; its folder's name when they are too long, or when there are none."""
     text = ", ".join(f"{key} {format_value(row.params.get(key)) or 'none'}" for key in keys)

@@ -15,6 +15,7 @@ from report.select import choose_columns, split_names
 from report.settings import (
     REPLICATE_KEYS,
     describe_repeats,
+    describe_validation,
     differing_keys,
     format_value,
     group_replicates,
@@ -86,6 +87,8 @@ def summarise(
         for group in groups:
             runs = [row for row in group if counts_in_mean(row, metric, include_unfinished)]
             summary.notes += describe_repeats(runs, _name_setting(group, keys))
+
+    summary.notes += describe_validation(rows)
 
     # One sentence.
     if verdict and len(present) > 1:

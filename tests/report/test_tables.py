@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -133,6 +134,22 @@ def test_repeated_folds_and_runs_are_told(tmp_path):
     make_run(tmp_path / "g", 0.7, ps=0.1, fold=[1, 3])
     code, out = call("synthesize_results", "--parent_dir", tmp_path)
     assert "ps 0.1: folds of 2 and of 3 parts are averaged" in out
+
+
+def test_runs_that_validated_on_other_images_are_told(tmp_path):
+    """Two trainings on a folder, one of whose validation images was replaced in between."""
+    data = make_dataset(tmp_path / "data")
+    small = {"arch": "lenet", "im_sz": 16, "batch_size": 16, "num_epochs": 1}
+    for name in ("a", "b", "c"):
+        if name == "c":
+            first, second, *_ = sorted(path for path in (data / "valid").rglob("*") if path.is_file())
+            shutil.copy(second, first)
+        folder = experiment(tmp_path / "runs" / name, **small, learning_rate=0.1 if name == "a" else 0.01)
+        code, out = call("train", "--data_dir", data, "--model_dir", folder)
+        assert code == 0, out
+        code, out = call("synthesize_results", "--parent_dir", tmp_path / "runs")
+        assert ("not the same validation images" in out) == (name == "c"), out
+    assert "data: not the same validation images, so not comparable: a, b | c" in out
 
 
 def test_only_runs_that_are_done_count(search):

@@ -119,6 +119,8 @@ GUARDS = [
           "tests/folder/test_train.py::test_a_run_that_was_killed_after_its_last_commit_says_that_it_is_done"),
     Guard("done, and a search's child says so", "search_hyperparams.py", "        search.children.complete_ends()\n", "",
           "tests/search/test_search.py::test_a_child_that_was_killed_before_it_said_that_it_is_done_says_so"),
+    Guard("tables: other validation images", "report/summary.py", "    summary.notes += describe_validation(rows)\n", "",
+          "tests/report/test_tables.py::test_runs_that_validated_on_other_images_are_told"),
     Guard("doctor: duplicates", "engine/use/trials/doctor.py", "if bytes(d) in positions]", "if not positions]",
           "tests/folder/test_doctor.py::test_images_on_both_sides_and_unequal_classes_are_named"),
     Guard("doctor: dead units", "engine/use/trials/doctor.py", "if out.dead > MOSTLY_DEAD]", "if out.dead > 2]",
