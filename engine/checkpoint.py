@@ -282,6 +282,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], JsonObject]:
 
 
 def _open_weights(path: Path) -> safe_open:
+    if path.suffix in (".pt", ".pth", ".tar") and path.is_file():
+        raise UserError(
+            f"{path}: a file of PyTorch's, without the classes and the image size that its net needs; train.py "
+            "--restore_file takes it, the other commands take .safetensors"
+        )
     try:
         return safe_open(path, "pt")
     except FileNotFoundError:

@@ -160,6 +160,7 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     shutil.copytree(folder, damaged)
     weights = damaged / "weights/best.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
+    state = next(folder.glob("checkpoints/*.pt"))
     before = sorted(folder.rglob("*"))
     for arguments, says, code in [
         ([], "--model_dir", 2),
@@ -169,6 +170,7 @@ def test_mistakes_are_named(world, tmp_path, capsys):
         (["--model_dir", folder, "--data_dir", no_test], "no test split", 2),
         (["--model_dir", folder, "--data_dir", renamed], "deux", 2),
         (["--model_dir", folder, "--restore_file", "worst"], "no such weights file", 2),
+        (["--model_dir", folder, "--restore_file", state], "train.py --restore_file takes it", 2),
         (["--model_dir", folder, "--arch=lenet"], "belongs to the trained net", 2),
         (["--model_dir", folder, '--metrics=["acuracy"]'], "did you mean 'accuracy'", 2),
         (["--model_dir", folder, "--spilt=test"], "--spilt", 2),
