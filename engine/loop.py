@@ -140,11 +140,11 @@ class TimedBatches:
         return self
 
     def __next__(self) -> Batch:
-        begun = time.perf_counter()
+        begun = time.monotonic()
         try:
             return next(self.batches)
         finally:
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.monotonic() - begun
 
 
 def close_training(run: Run, state: State) -> None:

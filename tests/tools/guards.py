@@ -32,7 +32,7 @@ E, S = "tests/search/test_engines.py", "tests/search/test_search.py"
 C, B = "tests/unit/test_cache.py", "tests/unit/test_build_dataset.py"
 T, M = "tests/folder/test_trust.py", "tests/folder/test_trained_code.py"
 IDENTITY = "tests/folder/test_identity.py"
-W = "tests/unit/test_pretrained.py"
+W = "tests/unit/test_pretrained_weights.py"
 V = "tests/folder/test_pretrained.py"
 GUARDS = [
     Guard("the seal is spent on the data of the training alone", "evaluate.py", "        other_data.check_seal(folder, data_dir)\n", "", f"{M}::test_other_data_does_not_spend_the_one_look"),
