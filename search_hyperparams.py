@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from folder.folder import Folder
 from folder.manifest import seal_without_id
 from folder.provenance import surroundings
 from folder.trust import Consent
-from include import CODE, FOLDS
+from include import CODE, FOLDS, META
 from params import deep_merge
 from report.figures import warm_up
 from search.engines.local import serve
@@ -33,7 +34,6 @@ from search.opening import Assignment, freeze_code, open_search
 from utils import UserError, run_script, to_json, write_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import FrameType
 
     from params import Params
@@ -85,11 +85,34 @@ def look_at_data(params: Params, data_dir: Path, cache_dir: str | None, folds: b
 
     if params.dataset == "image_folder" and not {"dataset", "n_clas"} & params.hyper_search.keys():
         check_listing(data_dir, params)
+    check_same_data(Path(params.folder), data_dir, cache_dir)
     if not (folds and params.search.folds):
         return None
     from model.images.folds import fold_assignment
 
     return dict(fold_assignment(data_dir, params, params.search.folds, cache_dir))
+
+
+def check_same_data(parent: Path, data_dir: Path, cache_dir: str | None) -> None:
+    """UserError when children have begun with other data than `data_dir` holds. A moved or copied dataset is the same.
+
+    Data in the place where they found it is compared by each child that continues.
+    """
+    for path in sorted(parent.glob(f"*/{META}")):
+        child = Folder(path.parent.parent)
+        place, data = child.meta().get("data_dir"), child.meta().get("data")
+        if not (place and data) or (os.path.isdir(place) and os.path.samefile(place, data_dir)):
+            continue
+        from model.data_loader import fetch_dataloader
+
+        kept = {"pinned": child.resolved()["pinned"], "cache_dir": Path(cache_dir) if cache_dir else None}
+        (loader,) = fetch_dataloader(["valid"], data_dir, child.params(), **kept).values()
+        if loader.fingerprint != data["valid"]:
+            raise UserError(
+                f"{parent}: {child.path.name} was trained on {place}, and {data_dir} holds other images or labels. "
+                f"Give --data_dir {place}, or begin a search in a new folder"
+            )
+        return
 
 
 def train_children(search: Scheduler, fail_fast: bool, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def recorded_params(folder: Folder, overrides: JsonObject) -> Params:
     for changes in (use_canonical_names(own, str(file)), overrides):
         recorded = params_module.deep_merge(recorded, changes)
     return params_module.from_resolved(recorded, folder.path)
+
+
+def describe_unread_data(path: Path, given: str | None, trained: str | None) -> list[str]:
+    """A line where the experiment at `path` is done and `given` is another dataset folder than it was trained on."""
+    if not given or not trained or not os.path.isdir(trained):
+        return []
+    if os.path.isdir(given) and os.path.samefile(given, trained):
+        return []
+    return [f"{given} was not looked at: {path} is done, and was trained on {trained}"]
 
 
 def describe_hidden(path: Path, params: Params, overrides: JsonObject, now: JsonObject) -> list[str]:

@@ -12,6 +12,7 @@ from engine.changes import (
     changed_params,
     describe_forgotten,
     describe_hidden,
+    describe_unread_data,
     drop_flags,
     fill_pinned,
     list_fixed,
@@ -232,7 +233,9 @@ def decide_continuation(
     if done and goes_no_further:
         if changes:
             raise UserError(describe_other_params(plan, changes, "is done, with other parameters"))
-        return replace(plan, verb="done")
+        unread = describe_unread_data(plan.folder.path, plan.request.data_dir, meta.get("data_dir"))
+        data_dir = Path(meta["data_dir"]) if unread else plan.data_dir
+        return replace(plan, verb="done", data_dir=data_dir).add_remarks(unread)
     # It continues: every change must be reported.
     if manifest.get("state_is_gone"):
         raise UserError(describe_lost_state(plan), EXIT_DAMAGED)

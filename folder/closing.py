@@ -36,8 +36,13 @@ def closing_block(folder: Folder, data_dir: Path) -> str:
     splits = folder.meta().get("splits")  # of an earlier version's folder: none
     has_test = "test" in splits if splits else (data_dir / "test").is_dir()
     split = [] if has_test else ["--split", "valid"]
-    kept = [Path(entry["file"]) for entry in read_manifest(path / CHECKPOINTS).get("epochs", [])]
-    has_events = "tensorboard" in folder.read(RESOLVED, {}).get("observers", [])
+    manifest = read_manifest(path / CHECKPOINTS)
+    kept = [Path(entry["file"]) for entry in manifest.get("epochs", [])]
+    resolved = folder.read(RESOLVED, {})
+    first = resolved.get("num_epochs", 0)
+    added = max(0, manifest.get("num_epochs", first) - first)  # --extend counts from the epochs first asked for
+    has_events = "tensorboard" in resolved.get("observers", [])
+    further = ["--extend", f"{added + 5:g}"]
     lines = [
         f"best epoch {best.get('epoch')} of {history[-1]['epoch'] if history else 0}: {values}",
         f"weights   {folder.weights('best')}",
@@ -48,7 +53,7 @@ def closing_block(folder: Folder, data_dir: Path) -> str:
         f"          {command('tensorboard', '--logdir', path / TENSORBOARD)}" if has_events else "",
         f"evaluate  {command('python', 'evaluate.py', '--data_dir', data_dir, '--model_dir', path, *split)}",
         f"predict   {command('python', 'predict.py', '--model_dir', path)} IMAGE_OR_FOLDER",
-        f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, '--extend', 5)}",
+        f"continue  {command('python', 'train.py', '--data_dir', data_dir, '--model_dir', path, *further)}",
         f"compare   {command('python', 'synthesize_results.py', '--parent_dir', path.parent)}",
     ]
     return "\n".join(filter(None, lines))

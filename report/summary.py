@@ -90,8 +90,13 @@ def summarise(
 
     summary.notes += describe_validation(rows)
 
-    # One sentence.
-    if verdict and len(present) > 1:
+    # One sentence, where all runs are on one dataset.
+    datasets = sorted({str(row.params["data"]) for row in rows if row.params.get("data")})
+    if len(datasets) > 1:
+        summary.notes.append(
+            f"no verdict over different datasets ({', '.join(datasets)}): --where data=NAME chooses one"
+        )
+    elif verdict and len(present) > 1:
         names = [_name_setting(groups[i], keys) for i in present]
         summary.verdict = verdict_sentence(verdict, names, [values[i] for i in present], metric)
     return summary

@@ -70,7 +70,8 @@ def assign_parts(whole: Source, k: int) -> np.ndarray:
     kind = "groups" if index.is_grouped else "different images"
     # Refuse what cannot be validated.
     if num_units < k:
-        raise UserError(f"fold: {k} parts given; {num_units} {kind} make at most {num_units}")
+        why = " (groups that share an equal image count as one)" if kind.startswith("groups") else ""
+        raise UserError(f"fold: {k} parts given; {num_units} {kind} make at most {num_units}{why}")
     for name, counts in zip(index.classes, _count_parts(index, parts, k), strict=True):
         if counts.max() == counts.sum():
             raise UserError(f"fold: class {name!r} would be in one part alone; it needs two {kind} at least")

@@ -157,7 +157,9 @@ def find_splits(data_dir: Path) -> dict[str, Path]:
         refuse_flat_splits(data_dir, folders)
         splits["train"] = data_dir
     if "train" not in splits:
-        make = f"python build_dataset.py --source {data_dir} --data_dir DATA"
+        is_flat = any(_is_image(entry.name) for entry in entries)
+        table = " --labels FILE.csv --image_col A --label_col B" if is_flat else ""  # says the class of each image
+        make = f"python build_dataset.py --source {data_dir}{table} --data_dir DATA"
         contents = _describe_contents(entries)
         raise UserError(f"{data_dir}: no train folder and no class folders (it holds {contents}); {LAYOUT}: {make}")
     return splits

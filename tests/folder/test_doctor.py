@@ -63,6 +63,16 @@ def test_a_mistake_in_the_parameters_is_named(data, tmp_path, changes, about, sa
     assert says in odd[about]
 
 
+def test_a_range_test_that_says_nothing_accuses_no_rate(data, tmp_path):
+    """A net that hardly moves in 100 steps: everything but its head is frozen noise, behind a tiny scale."""
+    folder = experiment(tmp_path / "e", **(SMALL | {"arch": "net.py:Net"}), arch_args={})
+    (folder / "net.py").write_text(DEAD.replace("self.head(", "1e-12 * self.head("))
+    code, odd, printed = examine(data, folder)
+    assert code == 0, printed
+    assert "the loss hardly falls at any rate" in printed
+    assert "rate" not in odd
+
+
 def test_a_dead_layer_is_named(data, tmp_path):
     folder = experiment(tmp_path / "e", **(SMALL | {"arch": "net.py:Net"}), arch_args={})
     (folder / "net.py").write_text(DEAD)

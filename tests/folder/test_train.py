@@ -111,6 +111,24 @@ def test_a_run_that_was_killed_after_its_last_commit_says_that_it_is_done(train,
     assert (folder / "train_history.png").exists()
 
 
+def test_a_run_that_is_done_says_that_other_data_was_not_looked_at(train, tmp_path, data):
+    folder = experiment(tmp_path / "e")
+    train(folder)
+    for other in (make_dataset(tmp_path / "other"), tmp_path / "nonsuch"):
+        code, printed = call("train", "--data_dir", other, "--model_dir", folder)
+        assert code == 0
+        assert f"{other} was not looked at: {folder} is done, and was trained on {data}" in printed
+        assert f"--data_dir {data} --model_dir" in printed
+    assert "was not looked at" not in call("train", "--data_dir", data, "--model_dir", folder)[1]
+
+
+def test_the_closing_lines_extend_further_than_the_last_extension(train, tmp_path):
+    folder = experiment(tmp_path / "e", num_epochs=1)
+    assert "--extend 5" in train(folder)[1]
+    code, printed = train(folder, "--extend", "1")
+    assert "--extend 6" in printed
+
+
 def test_done_with_other_parameters_is_refused_with_both_ways_out(train, tmp_path):
     folder = experiment(tmp_path / "x")
     train(folder)

@@ -152,6 +152,17 @@ def test_runs_that_validated_on_other_images_are_told(tmp_path):
     assert "data: not the same validation images, so not comparable: a, b | c" in out
 
 
+def test_there_is_no_verdict_over_different_datasets(tmp_path):
+    for name, accuracy in (("a", 0.9), ("b", 0.5)):
+        meta = make_run(tmp_path / name, accuracy) / "record/meta.json"
+        write(meta, json.loads(meta.read_text()) | {"data_dir": f"data/{name}"})
+    code, out = call("synthesize_results", "--parent_dir", tmp_path)
+    assert code == 0
+    assert "no verdict over different datasets (a, b): --where data=NAME chooses one" in out
+    assert "Best" not in out
+    assert "No winner" not in out
+
+
 def test_only_runs_that_are_done_count(search):
     write(search / "learning_rate_0.1__seed_4/record/status.json", {"state": "pruned", "message": "pruned by median"})
     make_folder(search / "again", 0.1, learning_rate=0.1, seed=0)  # a duplicate counts once

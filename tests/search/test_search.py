@@ -241,6 +241,27 @@ def test_a_child_that_was_killed_before_it_said_that_it_is_done_says_so(data, tm
     assert "killed at" not in printed
 
 
+def test_a_search_stays_on_its_data_wherever_that_lies(data, tmp_path):
+    """Another dataset is refused before a child begins; a copy of the same one is not."""
+    folder = parent(tmp_path / "p", {"learning_rate": [0.01]})
+    assert search(data, folder)[0] == 0
+    write_json(
+        folder / "params.json",
+        json.loads((folder / "params.json").read_text()) | {"hyper_search": {"learning_rate": [0.01, 0.1]}},
+    )
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    code, printed = search(other, folder, "--dry_run")
+    assert code == 0, printed
+    first, second, *_ = sorted(path for path in (other / "valid").rglob("*") if path.is_file())
+    shutil.copy(second, first)
+    before = tree(folder)
+    code, printed = search(other, folder)
+    assert code == 2, printed
+    assert f"learning_rate_0.01 was trained on {data}, and {other} holds other images or labels" in printed
+    assert tree(folder) == before
+
+
 def test_children_start_from_given_weights(searched, data, tmp_path):
     given = searched[0] / "learning_rate_0.1/weights/last.safetensors"
     folder = parent(tmp_path / "p", {"learning_rate": [1e-9]}, wd=0.0)

@@ -281,3 +281,17 @@ def test_flags_that_would_have_no_effect_are_refused(photos, tmp_path, source, f
     assert code == 2, printed
     assert words in printed
     assert not (tmp_path / "data").exists()
+
+
+def test_images_without_a_row_and_a_missing_table_are_said(photos, tmp_path):
+    code, printed = build(photos, tmp_path / "none")
+    assert code == 2
+    assert f"--source {photos} --labels FILE.csv --image_col A --label_col B --data_dir DATA" in printed
+    rows = [tuple(row.values()) for row in read_rows(tmp_path / "birds.csv")]
+    table = write_table(tmp_path / "some.csv", rows[2:], ("file", "kind", "who", "age"))
+    words = ("--labels", table, "--image_col", "file", "--label_col", "kind")
+    code, printed = build(photos, tmp_path / "d", *words)
+    assert code == 0, printed
+    assert f"2 images have no row in {table} and are left out: {rows[0][0]}, {rows[1][0]}" in printed
+    words = ("--labels", tmp_path / "birds.csv", "--image_col", "file", "--label_col", "kind")
+    assert "have no row" not in build(photos, tmp_path / "all", *words)[1]

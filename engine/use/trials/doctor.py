@@ -20,7 +20,7 @@ from engine.observers.probe import measure_layers
 from engine.observers.steps import peak_memory
 from engine.protocols import Loader
 from engine.state import State
-from engine.use.trials.find_lr import peak_rate, range_test, suggest_rates
+from engine.use.trials.find_lr import peak_rate, range_test, suggest_rates, warn_of_flat
 from include import DOCTOR, PARAMS, RECORD
 from utils import UserError, key64, to_json, write_json
 
@@ -175,7 +175,9 @@ def look_at_rate(run: Run, state: State) -> list[Finding]:
         findings.append(Finding("rate", str(error), is_odd=True))
     else:
         text = f"{peak:g}; --find_lr suggests {', '.join(f'{rate:g} ({name})' for name, rate in suggestions.items())}"
-        is_odd = peak > TOO_FAST * max(suggestions.values())
+        flat = warn_of_flat(curve)
+        is_odd = not flat and peak > TOO_FAST * max(suggestions.values())
+        text = f"{peak:g}; {flat}" if flat else text
         findings.append(Finding("rate", f"{text}: far too high" if is_odd else text, is_odd))
     minutes = seconds * run.total_steps / 60
     text = f"about {minutes:.3g} minutes for {run.total_steps} steps at {seconds:.3g} s, without evaluation"

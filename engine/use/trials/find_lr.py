@@ -259,8 +259,7 @@ def format_result(result: JsonObject) -> str:
     lines = [f"range test: {tested}; the loss {result['ended']}"]
     lines += [f"{name.replace('_', ' '):17} {rate:g}" for name, rate in result["suggestions"].items()]
     lines += [f"{'now':17} {result['learning_rate']:g}", f"{'curve':17} {result['figure']}"]
-    lines += [result["remark"]] if result["remark"] else []
-    return "\n".join([*lines, result["command"]]) + "\n"
+    return "\n".join([*lines, result["remark"] or result["command"]]) + "\n"
 
 
 def save_figure(path: Path, curve: Curve, suggestions: dict[str, float], current: float, title: str) -> None:

@@ -32,6 +32,7 @@ def read_images(root: Path, path: Path, options: BuildOptions, remarks: Remarks)
     labels = table.texts(label_col)
     groups = table.texts(group_col) if group_col else [""] * len(table)
     splits = _find_splits(table)
+    remarks += _describe_unlisted(root, images, path)
     further = _name_further(table, {image_col, label_col, group_col, "split" if splits else ""}, remarks)
     texts = {name: table.texts(column) for column, name in further.items()}
     for number, image in enumerate(images):
@@ -41,6 +42,15 @@ def read_images(root: Path, path: Path, options: BuildOptions, remarks: Remarks)
         row = {name: cells[number] for name, cells in texts.items()}
         split = splits[number] if splits else ""
         yield Item(split, label, f"{number:06d}_{image.name}", image, groups[number], name_folder(label), row)
+
+
+def _describe_unlisted(root: Path, images: Sequence[Path], table: Path) -> list[str]:
+    """A remark on the images below `root` that no row names: they are left out."""
+    listed = {os.path.realpath(image) for image in images}
+    found = (path for path in root.rglob("*") if path.name.lower().endswith(IMAGE_EXTENSIONS) and path.is_file())
+    unlisted = sorted(str(path.relative_to(root)) for path in found if os.path.realpath(path) not in listed)
+    shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
+    return [f"{len(unlisted)} images have no row in {table} and are left out: {shown}"] if unlisted else []
 
 
 def name_folder(label: str) -> str:
