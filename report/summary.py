@@ -94,7 +94,7 @@ def summarise(
     datasets = sorted({str(row.params["data"]) for row in rows if row.params.get("data")})
     if len(datasets) > 1:
         summary.notes.append(
-            f"no verdict over different datasets ({', '.join(datasets)}): --where data=NAME chooses one"
+            f"No verdict over different datasets ({', '.join(datasets)}): --where data=NAME chooses one"
         )
     elif verdict and len(present) > 1:
         names = [_name_setting(groups[i], keys) for i in present]
@@ -191,7 +191,7 @@ def format_summary(summary: Summary, top: int = MAX_LINES, columns: str | None =
     if shows_runs:
         parts += ["Each run:"] if shows_groups else []
         parts += _format_table(summary.runs, top, columns, formatter)
-    parts += [] if shows_groups else [summary.verdict]
+    parts += [] if shows_groups else [summary.verdict, "\n".join(summary.notes)]
     parts += [summary.remark, list_problems(summary.problems)]
     if style == "latex":
         parts = [part if part.startswith("\\begin") else _as_comment(part) for part in parts]

@@ -158,7 +158,7 @@ def test_there_is_no_verdict_over_different_datasets(tmp_path):
         write(meta, json.loads(meta.read_text()) | {"data_dir": f"data/{name}"})
     code, out = call("synthesize_results", "--parent_dir", tmp_path)
     assert code == 0
-    assert "no verdict over different datasets (a, b): --where data=NAME chooses one" in out
+    assert "No verdict over different datasets (a, b): --where data=NAME chooses one" in out
     assert "Best" not in out
     assert "No winner" not in out
 
