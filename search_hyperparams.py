@@ -103,6 +103,8 @@ def check_same_data(parent: Path, data_dir: Path, cache_dir: str | None) -> None
         place, data = child.meta().get("data_dir"), child.meta().get("data")
         if not (place and data) or (os.path.isdir(place) and os.path.samefile(place, data_dir)):
             continue
+        if child.params().dataset != "image_folder":  # of the experiment's own: its code is not run here
+            continue
         from model.data_loader import fetch_dataloader
 
         kept = {"pinned": child.resolved()["pinned"], "cache_dir": Path(cache_dir) if cache_dir else None}

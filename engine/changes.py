@@ -15,8 +15,8 @@ from params import DEFAULTS, Params
 from params.names import use_canonical_names
 from utils import JsonObject, UserError, command
 
-# Parameters that may change between two starts of a run: they decide how it is executed, not its result.
 OVERFIT_STEPS = 300  # of --overfit, at most
+# Parameters that may change between two starts of a run: they decide how it is executed, not its result.
 EXECUTION_KEYS = {"num_workers", "observers", "save_summary_steps", "keep_last", "checkpoint_minutes", "cache"}
 # Parameters that are compared in another way (data by its content, num_epochs as a length), or belong to a search.
 NOT_COMPARED = {"data_dir", "hyper_search", "search", "num_epochs"}

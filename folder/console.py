@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def open_log(folder: Path, to_stderr: bool = False) -> None:
     only_file = logging.getLogger("train.file")
     only_file.handlers[:] = [file]
     only_file.propagate = False
+
+
+def name_some(names: Sequence[str], most: int = 4) -> str:
+    """The first `most` names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def break_hard_link(path: Path) -> None:

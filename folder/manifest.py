@@ -15,6 +15,12 @@ FORMAT = 2  # of an experiment folder: 1 had neither ids nor sealed records
 SEAL_KEYS = frozenset({"format", "id", "attempt", "digest"})  # of a sealed record; the rest is its content
 
 
+def digest_file(path: Path) -> str:
+    """SHA-256 of its content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def seal(value: JsonObject) -> JsonObject:
     """`value` with "digest", the SHA-256 of everything else in it as JSON with sorted keys."""
     content = {key: entry for key, entry in value.items() if key != "digest"}

@@ -11,14 +11,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from folder.arguments import Request
+from folder.console import name_some
 from folder.folder import Folder, now
-from folder.trust import Consent, check_trust, digest_file, find_code, read_seals, seal
+from folder.manifest import digest_file
+from folder.trust import Consent, check_trust, find_code, read_seals, seal
 from include import CODE, DIFF_PATCH, META, REQUIREMENTS, ROOT, VERSION
 from utils import JsonObject, UserError, cache_home, reference_file, reference_name, write_atomic
 
@@ -180,7 +182,7 @@ def pick_code(folder: Folder, asked: str | None, say: Callable[[str], None]) -> 
     The experiment's own files always run as their copies in record/code/, and do not count here. `asked`: --code.
     """
     changed = changed_files(folder, {}, INFERENCE_CODE)
-    names = shorten(changed)
+    names = name_some(changed, 5)
     if asked == "tree" and changed:
         say(f"computed by this tree, as asked, though {names} changed since the training")
     if asked != "tree" and changed:
@@ -191,18 +193,13 @@ def pick_code(folder: Folder, asked: str | None, say: Callable[[str], None]) -> 
     return "folder" if is_frozen else "tree"
 
 
-def shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def describe_other_code(folder: Folder) -> str:
     """What to say where other code than this tree's trained the net, and the folder keeps no copy of it."""
     changed = changed_since_listed(folder.path)
     if not changed:
         return ""
-    return (
-        f"{shorten(changed)} changed since the training; {folder.path} keeps no copy of that code: this tree computes"
-    )
+    names = name_some(changed, 5)
+    return f"{names} changed since the training; {folder.path} keeps no copy of that code: this tree computes"
 
 
 def changed_since_listed(folder: Path, table: Mapping[str, bool] = INFERENCE_CODE) -> list[str]:

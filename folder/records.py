@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from folder.arguments import Request
 from folder.aside import find_half_moved
+from folder.console import name_some
 from folder.folder import Folder
 from folder.identity import check_same
-from folder.manifest import MANIFEST, read_manifest
+from folder.manifest import MANIFEST, digest_file, read_manifest
 from folder.older_templates import explain_older_folder, has_known_params, is_of_another_kit
 from folder.scratch import LINKED, check_owner
 from include import (
@@ -37,11 +37,6 @@ def list_results(folder: Path) -> list[str]:
     """The results that are there, whoever wrote them: no new run may overwrite them."""
     names = [name for name in RESULTS if (folder / name).is_file()]
     return names + sorted(f"{WEIGHTS}/{path.name}" for path in (folder / WEIGHTS).glob("*") if path.is_file())
-
-
-def digest_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_results(folder: Path) -> dict[str, str]:
@@ -150,7 +145,7 @@ def check_state(folder: Path, words: Sequence[str], start_over: str, data_dir: s
         restart = f"   or {start_over}" if has_known_params(folder) else ""
         raise UserError(explain_older_folder(folder, data_dir) + restart, EXIT_DAMAGED)
     # what is missing
-    names = ", ".join(results[:3]) + (f" and {len(results) - 3} more" if len(results) > 3 else "")
+    names = name_some(results, 3)
     if gone:
         reason = f"{gone[0]} links to {os.readlink(gone[0])}, which is gone: bring that disk back"
     else:

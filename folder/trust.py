@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from folder.console import name_some
+from folder.manifest import digest_file
 from include import CODE, EXIT_DAMAGED, EXIT_SYSTEM, ROOT, TRUST
 from utils import UserError, command, read_json, sync_folder, write_json
 
@@ -119,11 +121,6 @@ def list_code(code: Path) -> Files:
             elif not stat.S_ISDIR(mode):
                 raise UserError(f"{path} is a link or no file: code runs only from files in {code}", EXIT_DAMAGED)
     return files
-
-
-def digest_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_code(files: Files) -> str:
@@ -242,8 +239,8 @@ def _is_file_of(root: Path, name: str, digest: str) -> bool:
 
 def _shorten(names: Sequence[str]) -> str:
     """The first names; control characters, which could hide others on a terminal, are escaped."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:12]]
-    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    shown = [name if name.isprintable() else ascii(name) for name in names]
+    return name_some(shown, 12)
 
 
 def _remember(folder: Path, code: Path, digest: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from folder.console import name_some
 from folder.history import join_column, split_column, validation_column
 from folder.provenance import code_differences
 from include import CODE
@@ -145,8 +146,7 @@ def format_diff(difference: ExperimentDiff) -> str:
         elif not files:
             parts.append(f"Code: the same in {short[difference.folders[0]]} and {short[folder]}.")
         else:
-            more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
-            parts.append(f"Code that differs in {short[folder]}: {', '.join(files[:MAX_FILES])}{more}")
+            parts.append(f"Code that differs in {short[folder]}: {name_some(files, MAX_FILES)}")
     return replace_surrogates("\n\n".join([*parts, difference.noise]) + "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from folder.console import name_some
 from report.rows import Row
 
 REPLICATE_KEYS = ("seed", "fold")  # runs that differ in these alone measure the same thing
@@ -76,10 +77,7 @@ def describe_validation(rows: Sequence[Row]) -> list[str]:
     for key, by_images in by_data.items():
         if len(by_images) > 1:
             data, _ = json.loads(key)
-            parts = [
-                ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                for names in by_images.values()
-            ]
+            parts = [name_some(names, 3) for names in by_images.values()]
             notes.append(f"{data}: not the same validation images, so not comparable: {' | '.join(parts)}")
     return notes
 

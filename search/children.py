@@ -10,6 +10,7 @@ from pathlib import Path
 
 import params as params_module
 from engine.use.repair import repair
+from folder.console import name_some
 from folder.folder import Folder
 from folder.history import (
     is_minimized,
@@ -86,7 +87,7 @@ class Children:
             self.by_name[child.name] = self.by_name.pop(child.name)
             children.append(child)
         if changed:
-            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            names = name_some(changed, 3)
             self.remarks.append(f"{names}: made with other parameters than now, or edited: kept as they are")
         return children
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import params as params_module
+from folder.console import name_some
 from folder.folder import Folder
 from folder.locate import find_data, find_weights
 from folder.provenance import changed_files, check_frozen_code, references, snapshot
@@ -99,7 +100,7 @@ def freeze_code(search: Scheduler, accept: bool, consent: Consent) -> list[str]:
     if not changed:
         snapshot(folder, resolved)
         return []
-    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    names = name_some(changed, 5)
     if accept:
         snapshot(folder, resolved)
         search.arguments += ["--accept", "code"]

@@ -196,7 +196,12 @@ def is_layer(module: nn.Module) -> bool:
     """True for a module without children that has parameters or is an activation function of torch.nn."""
     if next(module.children(), None) is not None:
         return False
-    return next(module.parameters(), None) is not None or type(module).__module__ == "torch.nn.modules.activation"
+    return next(module.parameters(), None) is not None or is_activation(module)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """True for an activation function of torch.nn."""
+    return type(module).__module__ == "torch.nn.modules.activation"
 
 
 def measure_output(layer: nn.Module, output: Tensor) -> LayerOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import re
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from folder.manifest import digest_file
 from utils import UserError, sync_folder
 
 SECONDS = 6.0  # to wait for a sign of life of a server
@@ -75,12 +75,6 @@ class Shelf:
         unfinished.replace(target)
         sync_folder(self.folder)
         return target
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _place_in_cache(url: str) -> Path:

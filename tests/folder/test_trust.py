@@ -427,6 +427,21 @@ def test_a_strangers_search_does_not_run_untold_and_ones_own_asks_nothing(world,
     assert mark.exists()
 
 
+def test_a_search_that_looks_at_moved_data_runs_no_strangers_code_for_it(world, tmp_path, mark, monkeypatch):
+    """Its dataset is of a file of its own, which would be read to compare the data with that of the children."""
+    parent = experiment(tmp_path / "s", dataset="mine.py:make", num_epochs=1, hyper_search={"wd": [0.1]})
+    (parent / "mine.py").write_text("from model.images.image_folder import image_folder as make\n")
+    done = shell("search_hyperparams", "--data_dir", world / "data", "--parent_dir", parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved = shutil.copytree(world / "data", tmp_path / "moved")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    copy = parent / "record/code/experiment/mine.py"
+    copy.write_text(copy.read_text() + evil(mark))
+    line = refusal("search_hyperparams", "--data_dir", moved, "--parent_dir", parent)
+    assert "will not run" in line
+    assert not mark.exists()
+
+
 # --- weights of another experiment ------------------------------------------------------------------------------
 
 

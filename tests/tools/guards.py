@@ -445,6 +445,8 @@ GUARDS = [
           f"{T}::test_a_kill_while_the_copy_is_written_leaves_a_folder_that_asks_nothing"),
     Guard("trust: a search", "search/opening.py", "        check_frozen_code(folder.path, consent)\n", "        pass\n",
           f"{T}::test_a_strangers_search_does_not_run_untold_and_ones_own_asks_nothing"),
+    Guard("trust: a search that compares its data", "search_hyperparams.py", 'if child.params().dataset != "image_folder":', "if False:",
+          f"{T}::test_a_search_that_looks_at_moved_data_runs_no_strangers_code_for_it"),
     Guard("trust: a private key", "folder/trust.py", "if stat.S_IMODE(status.st_mode) & 0o077 or", "if",
           f"{T}::test_a_key_that_others_can_read_or_that_is_none_is_one_line"),
     Guard("code: the tree has changed", "folder/provenance.py", "    changed = changed_files(folder, {}, INFERENCE_CODE)\n", "    changed: list[str] = []\n",

@@ -23,9 +23,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from folder.manifest import seal  # noqa: E402
+from folder.manifest import digest_file, seal  # noqa: E402
 from folder.provenance import is_result_code, source_files  # noqa: E402
-from folder.trust import digest_file  # noqa: E402
 from include import META, STATUS, TRUST  # noqa: E402
 from report.html.experiment_page import write_experiment_page  # noqa: E402
 from utils import JsonObject, read_json, write_json  # noqa: E402

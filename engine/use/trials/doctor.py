@@ -12,17 +12,18 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.functional import cross_entropy
 
 from engine.loop import Run, seed_device
-from engine.observers.probe import measure_layers
+from engine.observers.probe import is_activation, measure_layers
 from engine.observers.steps import peak_memory
 from engine.protocols import Loader
 from engine.state import State
 from engine.use.trials.find_lr import peak_rate, range_test, suggest_rates, warn_of_flat
-from include import DOCTOR, PARAMS, RECORD
-from utils import UserError, key64, to_json, write_json
+from engine.use.trials.findings import write_findings
+from folder.console import name_some
+from include import DOCTOR
+from utils import UserError, key64, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,6 @@ NARROW, WIDE = 0.2, 4.0  # standard deviation of a channel
 ABOVE_GUESSING = 1.5  # times ln(number of classes)
 MOSTLY_DEAD = 0.5  # of the units of an activation function
 TOO_FAST = 10  # times the highest rate that the range test suggests
-SHOWN = 4  # names in a line
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def look_at_classes(params: Params, loader: Loader) -> list[Finding]:
     text = f"{len(counts)} classes of {counts[least]} ({least}) to {counts[most]} ({most}) images"
     few = [name for name, count in counts.items() if count < FEW_IMAGES]
     if few:
-        return [Finding("classes", f"{text}; fewer than {FEW_IMAGES} images: {some(few)}", is_odd=True)]
+        return [Finding("classes", f"{text}; fewer than {FEW_IMAGES} images: {name_some(few)}", is_odd=True)]
     is_balanced = params.sampler == "balanced" or params.class_weights is not None
     if counts[most] >= UNEQUAL * counts[least] and not is_balanced:
         advice = 'class_weights: "balanced" or sampler: "balanced" gives the small ones more weight'
@@ -104,7 +104,7 @@ def look_at_duplicates(train: Loader, valid: Loader) -> Finding:
     if not shared:
         return Finding("duplicates", "no validation image is also a training image")
     pairs = [f"{valid.paths[there]} = {train.paths[here]}" for here, there in shared]
-    text = f"{len(shared)} of {valid.num_images} validation images are training images too: {some(pairs)}"
+    text = f"{len(shared)} of {valid.num_images} validation images are training images too: {name_some(pairs)}"
     return Finding("duplicates", text, is_odd=True)
 
 
@@ -134,12 +134,8 @@ def look_at_units(run: Run, images: Tensor) -> Finding:
     acts = {name: out for name, out in measured.items() if is_activation(layers[name.partition(":")[0]])}
     dead = [f"{name} {out.dead:.0%}" for name, out in acts.items() if out.dead > MOSTLY_DEAD]
     if dead:
-        return Finding("units", f"dead units, the same for every image: {some(dead)}", is_odd=True)
+        return Finding("units", f"dead units, the same for every image: {name_some(dead)}", is_odd=True)
     return Finding("units", f"{len(acts)} activation functions of {len(measured)} layers, none mostly dead")
-
-
-def is_activation(module: torch.nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation"
 
 
 def look_at_gradients(run: Run) -> Finding:
@@ -152,13 +148,13 @@ def look_at_gradients(run: Run) -> Finding:
     number = sum(parameter.numel() for _, parameter in trained)
     text = f"{number:,} of {total:,} parameters train at first"
     if bad := [name for name, p in trained if p.grad is not None and not bool(p.grad.isfinite().all())]:
-        return Finding("gradients", f"{text}; not finite: {some(bad)}", is_odd=True)
+        return Finding("gradients", f"{text}; not finite: {name_some(bad)}", is_odd=True)
     unused = [name for name, parameter in trained if parameter.grad is None]
     still = [(name, p.numel()) for name, p in trained if p.grad is not None and not bool(p.grad.any())]
     if unused:
-        return Finding("gradients", f"{text}; not used by the forward pass: {some(unused)}", is_odd=True)
+        return Finding("gradients", f"{text}; not used by the forward pass: {name_some(unused)}", is_odd=True)
     if sum(size for _, size in still) > number / 2:
-        return Finding("gradients", f"{text}; most of them get none: {some([n for n, _ in still])}", is_odd=True)
+        return Finding("gradients", f"{text}; most of them get none: {name_some([n for n, _ in still])}", is_odd=True)
     return Finding("gradients", text)
 
 
@@ -214,12 +210,8 @@ def doctor(plan: Plan, run: Run, state: State) -> str:
     run.world.leave()
     if not run.world.is_main:
         return ""
-    path = plan.folder.path
     result = {"findings": [asdict(finding) for finding in findings], "odd": sum(one.is_odd for one in findings)}
-    (path / RECORD).mkdir(parents=True, exist_ok=True)
-    if plan.written is not None:
-        write_json(path / PARAMS, plan.written)
-    write_json(path / DOCTOR, result | {"overrides": plan.overrides})
+    write_findings(plan, DOCTOR, result | {"overrides": plan.overrides})
     return to_json(result) if plan.request.json else format_findings(findings)
 
 
@@ -229,7 +221,3 @@ def format_findings(findings: list[Finding]) -> str:
     odd = sum(one.is_odd for one in findings)
     verdict = f"{odd} to look at: docs/doctor.md says what to do" if odd else "nothing unusual"
     return "\n".join([*lines, verdict]) + "\n"
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

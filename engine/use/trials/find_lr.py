@@ -17,11 +17,12 @@ from engine.events import Epoch, NonFiniteLoss
 from engine.loop import Run, train_epoch
 from engine.schedule import Schedule
 from engine.state import State
-from include import EXIT_NONFINITE, LR_FIND, LR_FIND_PNG, PARAMS, RECORD
+from engine.use.trials.findings import write_findings
+from include import EXIT_NONFINITE, LR_FIND, LR_FIND_PNG
 from params import Params
 from report.figures import BEST, MUTED, TRAIN, VALID, drawing
 from report.rows import flatten
-from utils import JsonObject, UserError, command, to_json, write_json
+from utils import JsonObject, UserError, command, to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,13 +242,9 @@ def find_lr(plan: Plan, run: Run, state: State) -> str:
         "figure": str(path / LR_FIND_PNG),
         "command": next_command(plan, suggestions["valley"]),
     }
-    # A new folder gets its params.json; the record and the figure say everything else.
-    (path / RECORD).mkdir(parents=True, exist_ok=True)
-    if plan.written is not None:
-        write_json(path / PARAMS, plan.written)
     about = {"arch": params.arch, "optimizer": params.optimizer, "batch_size": params.batch_size, "seed": params.seed}
     columns = {"rates": curve.rates, "losses": curve.losses, "smoothed": curve.smoothed}
-    write_json(path / LR_FIND, result | about | {"overrides": plan.overrides} | columns)
+    write_findings(plan, LR_FIND, result | about | {"overrides": plan.overrides} | columns)
     title = f"{params.arch}, {params.optimizer}, batches of {params.batch_size}"
     save_figure(path / LR_FIND_PNG, curve, suggestions, peak_rate(params), title)
     return to_json(result) if plan.request.json else format_result(result)

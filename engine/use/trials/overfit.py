@@ -18,10 +18,11 @@ from engine.loop import Run, close_epoch, close_training, train_epoch, validate
 from engine.measure import read_means
 from engine.schedule import Schedule
 from engine.state import State
-from engine.use.trials.doctor import some
 from engine.use.trials.find_lr import peak_rate
-from include import OVERFIT, PARAMS, RECORD
-from utils import JsonObject, to_json, write_json
+from engine.use.trials.findings import write_findings
+from folder.console import name_some
+from include import OVERFIT
+from utils import JsonObject, to_json
 
 if TYPE_CHECKING:
     from engine.plan import Plan
@@ -78,11 +79,7 @@ def overfit(plan: Plan, run: Run, state: State) -> str:
         "blocked": blocked,
         "validation": validation,
     }
-    path = plan.folder.path
-    (path / RECORD).mkdir(parents=True, exist_ok=True)
-    if plan.written is not None:
-        write_json(path / PARAMS, plan.written)
-    write_json(path / OVERFIT, result)
+    write_findings(plan, OVERFIT, result)
     return to_json(result) if plan.request.json else format_result(result)
 
 
@@ -106,7 +103,7 @@ def explain_failure(run: Run, means: dict[str, float]) -> str:
     """What blocks it, as far as can be seen: equal images with different labels, or the rate."""
     conflicts = find_conflicts(run)
     if conflicts:
-        return f"equal images have different labels: {some(conflicts)}"
+        return f"equal images have different labels: {name_some(conflicts)}"
     guessing = math.log(len(run.train_loader.classes))
     rate = peak_rate(run.params)
     if means["loss"] > 2 * guessing:
